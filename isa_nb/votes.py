@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PRODUCTS', 'CODE_BITS', 'OSM_IMPERVIOUS', 'OSM_PERVIOUS', 'PIECE', 'DIRECT_BITS', 'HASH', 'OUTPUTS', 'vote_dtype',
            'encode', 'decode', 'wrong_values', 'named', 'checked', 'Table', 'threads_of', 'in_chunks', 'lookup_flat',
-           'lookup', 'Histogram', 'block_side', 'count_blocks', 'histogram']
+           'lookup', 'Histogram', 'block_side', 'count_blocks', 'stratum_names', 'histogram']
 
 # %% ../nbs/reference/29_votes.ipynb #e4fe651d
 import os
@@ -176,7 +176,7 @@ def _apply(stack, osm, stratum, code, keys, slots, shift, tables, label, votes, 
                 confidence[a + i] = confidences[code[i]]
     return bad
 
-# %% ../nbs/reference/29_votes.ipynb #5e0ef6f2
+# %% ../nbs/reference/29_votes.ipynb #5d378352
 @dataclass(frozen=True)
 class Table:
     "Label, rule and confidence of every joint vote code."
@@ -195,7 +195,7 @@ class Table:
     def of(cls, n: int,  # number of products
            outcomes: Callable[[np.ndarray], tuple],  # uint64 codes (k,) -> label, rule, confidence (k,)
            strata: int = 1,  # number of strata
-           codes: np.ndarray | None = None,  # the codes that occur; needed above 2**20 possible ones
+           observed: Callable[[], np.ndarray] | None = None,  # gives the codes that occur; called only above 2**20 possible ones
            ) -> "Table":  # ready for `lookup`
         "Ask a rule about every code."
         bits = 2 * n + 2 + (strata - 1).bit_length()
@@ -204,7 +204,7 @@ class Table:
             return cls(n, outcomes(np.arange(1 << bits, dtype=np.uint64)), *none)
         if bits > CODE_BITS:
             raise RequestError(f"{n} products in {strata} strata need {bits} bits of {CODE_BITS}: use fewer strata or products")
-        codes = np.unique(np.asarray(codes, np.uint64))
+        codes = np.unique(np.asarray(observed(), np.uint64))
         size = max(16, 1 << (2 * codes.size).bit_length())
         keys, slots, shift = np.zeros(size, np.uint64), np.zeros(size, np.int64), np.uint64(65 - size.bit_length())
         _hashed(codes, keys, slots, shift)
@@ -379,7 +379,15 @@ def count_blocks(arrays: Mapping[str, np.ndarray],  # uint8 rasters (y, x) of 0,
         raise _guilty(arrays, osm) from None
     return Histogram(tuple(arrays), *(np.concatenate(c) for c in zip(*parts, strict=True)), strata)
 
-# %% ../nbs/reference/29_votes.ipynb #393f4561
+# %% ../nbs/reference/29_votes.ipynb #4e825a52
+def stratum_names(strata: xr.DataArray | None,  # uint8 numbers of strata; attrs["strata"]: their names
+                  ) -> tuple[str, ...]:  # one name per number
+    "Names of the strata of a raster."
+    if strata is None:
+        return ("all",)
+    return tuple(map(str, strata.attrs.get("strata", range(int(strata.max()) + 1))))
+
+
 def histogram(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray]],  # 0/1/255 rasters on one grid
               osm: xr.DataArray | None = None,  # uint8 mask of osm.rasterise on the same grid
               strata: xr.DataArray | None = None,  # uint8 numbers of strata on the same grid; attrs["strata"]: their names
@@ -391,5 +399,4 @@ def histogram(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.Data
     for name, extra in (("osm", osm), ("strata", strata)):
         if extra is not None:
             same_grid(box, extra, names=["the products", name])
-    names = tuple(strata.attrs.get("strata", range(int(strata.max()) + 1))) if strata is not None else ("all",)
-    return count_blocks(arrays, None if osm is None else osm.values, None if strata is None else strata.values, tuple(map(str, names)), block, threads=threads)
+    return count_blocks(arrays, None if osm is None else osm.values, None if strata is None else strata.values, stratum_names(strata), block, threads=threads)
