@@ -143,7 +143,7 @@ def same_grid(*rasters: xr.DataArray | GeoBox,  # two or more rasters or grids
             raise DataError(f"{names[0]} and {name} are on different grids: {_grid_text(first)} against {_grid_text(box)}; align them first (drivers.align)")
     return first
 
-# %% ../nbs/reference/00_core.ipynb #9f1b2aa2
+# %% ../nbs/reference/00_core.ipynb #eac945ac
 def raster(values: np.ndarray,  # (y, x) or (band, y, x)
            geobox: GeoBox,  # its grid
            name: str,  # short name, used in messages and files
@@ -154,7 +154,7 @@ def raster(values: np.ndarray,  # (y, x) or (band, y, x)
     if values.shape[-2:] != geobox.shape.yx:
         raise DataError(f"array of shape {values.shape} does not fit the grid {_grid_text(geobox)}")
     dims = ("band", "y", "x")[-values.ndim:]
-    da = xr.DataArray(values, coords=xr_coords(geobox), dims=dims, name=name, attrs=attrs)
+    da = xr.DataArray(values, coords=xr_coords(geobox, dims=("y", "x")), dims=dims, name=name, attrs=attrs)
     return da.rio.write_nodata(nodata) if nodata is not None else da
 
 # %% ../nbs/reference/00_core.ipynb #5454548e
