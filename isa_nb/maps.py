@@ -54,7 +54,7 @@ def overlay(da: xr.DataArray,  # (band, y, x) reflectance, (y, x) uint8 codes or
     b = target.boundingbox.to_crs("EPSG:4326")
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode(), ((b.bottom, b.left), (b.top, b.right))
 
-# %% ../nbs/reference/61_maps.ipynb #892c389a
+# %% ../nbs/reference/61_maps.ipynb #15683bf0
 def read_thin(path: str | Path,  # a raster file that GDAL reads
               most: int = 1500,  # pixels of the longer side
               ) -> xr.DataArray:  # (y, x) or (band, y, x), thinned by nearest neighbour, with its CRS and nodata
@@ -62,7 +62,7 @@ def read_thin(path: str | Path,  # a raster file that GDAL reads
     try:
         with rasterio.open(path) as src:
             box = GeoBox.from_rio(src)
-            factor = max(1, max(box.shape) / most)
+            factor = max(1, max(box.shape.yx) / most)
             shape = tuple(max(1, round(n / factor)) for n in box.shape.yx)
             values, nodata = src.read(out_shape=(src.count, *shape)), src.nodata
     except rasterio.errors.RasterioIOError as e:
@@ -71,7 +71,7 @@ def read_thin(path: str | Path,  # a raster file that GDAL reads
         raise DataError(f"{path} carries no CRS: write one, e.g. with gdal_edit.py -a_srs")
     return raster(values[0] if len(values) == 1 else values, box.zoom_to(shape), Path(path).stem, nodata)
 
-# %% ../nbs/reference/61_maps.ipynb #c5787036
+# %% ../nbs/reference/61_maps.ipynb #2f57941e
 Raster = xr.DataArray | str | Path
 
 
@@ -83,11 +83,18 @@ def _rasters(rasters: Raster | Mapping[str, Raster]) -> dict[str, xr.DataArray]:
     return {name: r if isinstance(r, xr.DataArray) else read_thin(r) for name, r in rasters.items()}
 
 
+def _view(bounds: tuple[tuple[float, float], tuple[float, float]], pixels: float) -> tuple[list[float], float]:
+    (south, west), (north, east) = bounds
+    centre = [(south + north) / 2, (west + east) / 2]
+    degrees = max((north - south) / np.cos(np.radians(centre[0])), east - west)
+    return centre, np.floor(4 * np.log2(360 / 256 * pixels / degrees)) / 4  # at zoom 0 the world is 256 pixels wide
+
+
 def leaf(rasters: Raster | Mapping[str, Raster],  # a raster or file, or title -> raster or file
          codes: Codes = LABEL_CODES,  # names and colours of uint8 codes
          limits: tuple[float, float] | None = None,  # lower and upper end of images or values; None: from the data
          basemap: bool | None = None,  # OpenStreetMap below; None: below real data only
-         height: str = "420px",  # of the map
+         height: int = 420,  # of the map in pixels
          ) -> "leafmap.Map":  # a widget with one layer per raster
     "A leafmap map of local rasters that needs no server and no network."
     import ipyleaflet
@@ -95,13 +102,13 @@ def leaf(rasters: Raster | Mapping[str, Raster],  # a raster or file, or title -
 
     found = _rasters(rasters)
     real = not any(da.attrs.get("simulated") for da in found.values())
-    m = leafmap.Map(height=height, draw_control=False, toolbar_control=False, layers_control=True, max_zoom=20)
+    pictures = {name: overlay(da, codes, limits) for name, da in found.items()}
+    centre, zoom = _view(next(iter(pictures.values()))[1], height)
+    m = leafmap.Map(center=centre, zoom=zoom, zoom_snap=0.25, max_zoom=20, height=height, draw_control=False, toolbar_control=False, layers_control=True)
     if not (real if basemap is None else basemap):
         m.clear_layers()
-    for name, da in found.items():
-        url, bounds = overlay(da, codes, limits)
+    for name, (url, bounds) in pictures.items():
         m.add(ipyleaflet.ImageOverlay(url=url, bounds=bounds, name=name))
-    m.fit_bounds(bounds)
     used = [c for c in codes if any(da.ndim == 2 and da.dtype == np.uint8 and c in present(da, codes) for da in found.values())]
     if used:
         m.add_legend("simulated" if not real else "Legend", legend_dict={codes[c][0]: codes[c][1] for c in used})
