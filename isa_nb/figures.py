@@ -7,11 +7,10 @@ __all__ = ['DPI', 'STYLE', 'SERIES', 'PUBLISHED', 'ZONE_COLOURS', 'Codes', 'LABE
            'TRUE_COLOUR', 'FALSE_COLOUR', 'panel', 'extent', 'scale_bar', 'north_arrow', 'present', 'show_codes',
            'show_labels', 'show_rule', 'show_classes', 'show_all', 'vote_counts', 'vote_codes', 'show_votes',
            'show_values', 'show_confidence', 'composite', 'show_image', 'show', 'rgba', 'show_vectors', 'show_zones',
-           'show_intervals', 'show_shares', 'show_confusion', 'save']
+           'show_intervals', 'show_shares', 'show_confusion']
 
-# %% ../nbs/reference/60_figures.ipynb #ff09fa31
+# %% ../nbs/reference/60_figures.ipynb #8ac62a0d
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -37,16 +36,15 @@ from isa_nb.core import (
     RULES,
     DataError,
     RequestError,
-    atomic_path,
     geobox_of,
 )
 
-# %% ../nbs/reference/60_figures.ipynb #f08f5026
+# %% ../nbs/reference/60_figures.ipynb #f64276ad
 DPI = 90
 STYLE = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.titlelocation": "left",
     "axes.titlepad": 4, "axes.edgecolor": "#888888", "axes.linewidth": 0.6, "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555",
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 7.5, "svg.hashsalt": "isa_nb", "svg.fonttype": "none",
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 7.5,
 }
 SERIES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 PUBLISHED = "#D55E00"
@@ -504,18 +502,3 @@ def show_confusion(cm: np.ndarray,  # (C, C) counts, rows truth, columns predict
     ax.set(xlabel="map", ylabel="truth")
     ax.spines[:].set_visible(False)
     return ax
-
-# %% ../nbs/reference/60_figures.ipynb #7f1f48c2
-def save(fig: Figure,  # the figure
-         path: str | Path,  # where, without suffix
-         caption: str,  # what it shows, with "simulated" and citations where they belong
-         dpi: float = 150,  # dots per inch of the PNG
-         ) -> list[Path]:  # the .png and the .svg
-    "Write a figure as png and svg with its caption inside, atomically."
-    made = []
-    for suffix, extra in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-        target = Path(path).with_name(Path(path).name + suffix)
-        with plt.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}), atomic_path(target) as tmp:
-            fig.savefig(tmp, dpi=dpi, bbox_inches="tight", metadata={"Title": Path(path).name, "Description": caption, **extra})
-        made.append(target)
-    return made
