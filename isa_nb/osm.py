@@ -211,7 +211,7 @@ def classify_tags(tags: pd.DataFrame,  # one row per object, one column per tag 
         code[fits] = value
     return code
 
-# %% ../nbs/reference/16_osm.ipynb #a1c3be74
+# %% ../nbs/reference/16_osm.ipynb #cf3a534a
 COLUMNS = ["osm_id", "code", "fclass", "tunnel"]
 
 
@@ -225,18 +225,7 @@ class OsmLayers(dict[str, gpd.GeoDataFrame]):
         super().__init__(layers or {})
         self.problems = list(problems)
 
-    def table(self,
-              crs: Any = None,  # target CRS; None: that of the layers
-              ) -> gpd.GeoDataFrame:  # layer, code, fclass, osm_id, tunnel, geometry; attrs["problems"]
-        "All layers in one frame."
-        frames = [g.to_crs(crs or next(iter(self.values())).crs).assign(layer=name) for name, g in self.items()]
-        if not frames:
-            raise DataError("the OSM extract holds no layer")
-        table = pd.concat(frames, ignore_index=True).reindex(columns=["layer", "code", "fclass", "osm_id", "tunnel", "geometry"])
-        table.attrs = {**frames[0].attrs, "problems": self.problems}
-        return gpd.GeoDataFrame(table, crs=frames[0].crs)
-
-# %% ../nbs/reference/16_osm.ipynb #06370506
+# %% ../nbs/reference/16_osm.ipynb #471e85af
 _NAME = re.compile(r"(?:gis_)?osm_(?P<layer>[a-z_]+?)_free(?:_\d+)?$")
 
 
@@ -256,7 +245,10 @@ def as_layers(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFram
         return read(osm)
     if isinstance(osm, gpd.GeoDataFrame):
         _require(osm, "OSM frame", ("layer", "fclass"))
-        return OsmLayers({str(name): g for name, g in osm.groupby("layer", sort=False)}, osm.attrs.get("problems", ()))
+        layers = OsmLayers({str(name): g for name, g in osm.groupby("layer", sort=False)}, osm.attrs.get("problems", ()))
+        for g in layers.values():
+            g.attrs = osm.attrs
+        return layers
     return OsmLayers({layer_name(name): _require(g, f"OSM layer {name}", ("fclass",)) for name, g in osm.items()})
 
 # %% ../nbs/reference/16_osm.ipynb #bebca34d
