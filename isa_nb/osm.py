@@ -225,8 +225,8 @@ class OsmLayers(dict[str, gpd.GeoDataFrame]):
         super().__init__(layers or {})
         self.problems = list(problems)
 
-# %% ../nbs/reference/16_osm.ipynb #471e85af
-_NAME = re.compile(r"(?:gis_)?osm_(?P<layer>[a-z_]+?)_free(?:_\d+)?$")
+# %% ../nbs/reference/16_osm.ipynb #2dc836ef
+_NAME = re.compile(r"(?:gis[._])?osm_(?P<layer>[a-z_]+?)_free(?:_\d+)?")
 
 
 def layer_name(name: str,  # e.g. "gis_osm_buildings_a_free_1"
@@ -245,6 +245,8 @@ def as_layers(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFram
         return read(osm)
     if isinstance(osm, gpd.GeoDataFrame):
         _require(osm, "OSM frame", ("layer", "fclass"))
+        if not all(isinstance(name, str) for name in osm["layer"].unique()):
+            raise DataError("column layer of the OSM frame must hold layer names such as buildings_a; pass single layers as {'roads': frame}")
         layers = OsmLayers({str(name): g for name, g in osm.groupby("layer", sort=False)}, osm.attrs.get("problems", ()))
         for g in layers.values():
             g.attrs = osm.attrs
@@ -274,12 +276,12 @@ def clean(frame: gpd.GeoDataFrame,  # one layer
              ((int((bad & ~gone).sum()), "were invalid and have been repaired"), (int(gone.sum()), "were empty or unreadable and have been dropped")) if n]
     return (frame.set_geometry(gpd.GeoSeries(shapes, frame.index, frame.crs))[~gone] if notes else frame), notes
 
-# %% ../nbs/reference/16_osm.ipynb #c0249418
+# %% ../nbs/reference/16_osm.ipynb #abf381cf
 def _parts(source: Path) -> dict[str, dict[str, str]]:
     "Stem of each Geofabrik shapefile of a folder, zip or single .shp -> {suffix: path GDAL can open}."
     if source.is_dir():
         files = {str(p): str(p) for p in sorted(source.rglob("*"))}
-    elif source.suffix == ".zip":
+    elif source.suffix.lower() == ".zip":
         with zipfile.ZipFile(source) as z:
             files = {name: f"/vsizip/{source}/{name}" for name in sorted(z.namelist())}
     else:
@@ -290,8 +292,8 @@ def _parts(source: Path) -> dict[str, dict[str, str]]:
             parts[p.stem][p.suffix] = path
     return dict(parts)
 
-# %% ../nbs/reference/16_osm.ipynb #ff392bad
-def _vector(path: str, layer: str | None, bbox: tuple | None, crs: Any) -> gpd.GeoDataFrame:
+# %% ../nbs/reference/16_osm.ipynb #d0aff533
+def _vector(path: str, layer: str | None, columns: list[str], bbox: tuple | None, crs: Any) -> gpd.GeoDataFrame:
     "One table in Geofabrik's schema: its CRS known, the columns we need, within a bbox in degrees."
     info = pyogrio.read_info(path, layer=layer)
     crs = info["crs"] or crs
@@ -301,7 +303,7 @@ def _vector(path: str, layer: str | None, bbox: tuple | None, crs: Any) -> gpd.G
         raise DataError("carries no CRS (.prj missing?); state it, e.g. read(..., crs='EPSG:4326')")
     if bbox is not None and CRS(crs) != CRS(4326):
         bbox = Transformer.from_crs(4326, crs, always_xy=True).transform_bounds(*bbox)
-    frame = pyogrio.read_dataframe(path, layer=layer, columns=[c for c in COLUMNS if c in info["fields"]], bbox=bbox, on_invalid="fix", use_arrow=True)
+    frame = pyogrio.read_dataframe(path, layer=layer, columns=[c for c in columns if c in info["fields"]], bbox=bbox, on_invalid="fix", use_arrow=True)
     return frame.set_crs(crs, allow_override=True)
 
 
@@ -309,16 +311,14 @@ def _shapefile(parts: dict[str, str], bbox: tuple | None, crs: Any) -> gpd.GeoDa
     lacking = [s for s in (".shp", ".shx", ".dbf") if s not in parts]
     if lacking:
         raise DataError(f"{' and '.join(lacking)} missing (only {', '.join(parts)} there); unpack or download the extract again")
-    return _vector(parts[".shp"], None, bbox, crs)
+    return _vector(parts[".shp"], None, COLUMNS, bbox, crs)
 
-# %% ../nbs/reference/16_osm.ipynb #b2180981
-def _tables(source: Path) -> dict[str, tuple[str, str | None]]:
-    "Layer of each table of a GeoPackage or similar -> (path, table)."
-    return {str(name): (str(source), str(name)) for name, geometry in pyogrio.list_layers(source) if geometry is not None}
-
-
-def _split(frame: gpd.GeoDataFrame, name: str) -> dict[str, gpd.GeoDataFrame]:
-    return {str(k): g.drop(columns="layer") for k, g in frame.groupby("layer")} if "layer" in frame else {layer_name(name): frame}
+# %% ../nbs/reference/16_osm.ipynb #6c86ee46
+def _table(source: Path, name: str, bbox: tuple | None, crs: Any) -> dict[str, gpd.GeoDataFrame]:
+    "The layers in one table of a GeoPackage or similar."
+    frame = _vector(str(source), name, [*COLUMNS, "layer"], bbox, crs)
+    several = "layer" in frame and not pd.api.types.is_numeric_dtype(frame["layer"])
+    return {str(k): g.drop(columns="layer") for k, g in frame.groupby("layer")} if several else {layer_name(name): frame.drop(columns="layer", errors="ignore")}
 
 # %% ../nbs/reference/16_osm.ipynb #6586afff
 _AREA_KEYS = ("aeroway,amenity,boundary,building,landuse,leisure,military,natural,man_made=pier,waterway=riverbank,waterway=dock,waterway=dam,"
@@ -369,32 +369,34 @@ def _pbf(source: Path, bbox: tuple | None, wanted: set[str] | None) -> dict[str,
             layers[name] = part
     return layers
 
-# %% ../nbs/reference/16_osm.ipynb #a9e5a962
+# %% ../nbs/reference/16_osm.ipynb #11812a55
 _UNREADABLE = (DataError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FieldError, shapely.errors.GEOSException, UnicodeDecodeError, ValueError, OSError, RuntimeError)
 
 
 def _sources(source: Path, bbox: tuple | None, crs: Any) -> dict[str, Any]:
-    "Name of each layer file or table -> function that reads it."
-    if source.is_dir() or source.suffix in (".zip", ".shp"):
-        return {stem: (lambda p=p: _shapefile(p, bbox, crs)) for stem, p in _parts(source).items()}
-    return {name: (lambda p=p: _vector(*p, bbox, crs)) for name, p in _tables(source).items()}
+    "Name of each layer file or table -> function that reads its layers."
+    if source.is_dir() or source.suffix.lower() in (".zip", ".shp"):
+        return {stem: (lambda stem=stem, p=p: {layer_name(stem): _shapefile(p, bbox, crs)}) for stem, p in _parts(source).items()}
+    tables = [str(name) for name, geometry in pyogrio.list_layers(source) if geometry is not None]
+    return {name: (lambda name=name: _table(source, name, bbox, crs)) for name in tables}
 
 
 def _read_file(source: Path, bbox: tuple | None, wanted: set[str] | None, crs: Any) -> tuple[dict[str, list[gpd.GeoDataFrame]], list[str]]:
+    "Frames by layer, and a line for each file or table that cannot be read."
+    if source.suffix.lower() in (".pbf", ".osm"):
+        return {name: [g] for name, g in _pbf(source, bbox, wanted).items()}, []
     found: dict[str, list[gpd.GeoDataFrame]] = defaultdict(list)
     problems = []
-    if source.suffix in (".pbf", ".osm"):
-        return {name: [g] for name, g in _pbf(source, bbox, wanted).items()}, problems
     for name, reader in _sources(source, bbox, crs).items():
         if wanted is None or layer_name(name) in wanted or not _NAME.fullmatch(name):
             try:
-                for layer, frame in _split(reader(), name).items():
+                for layer, frame in reader().items():
                     found[layer].append(frame)
             except _UNREADABLE as e:
                 problems.append(f"{layer_name(name)}: passed over, {name} {str(e).splitlines()[0].removesuffix('.')}")
     return found, problems
 
-# %% ../nbs/reference/16_osm.ipynb #b47984ef
+# %% ../nbs/reference/16_osm.ipynb #0840b216
 def read(source: "str | Path | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame",  # folder or zip of Geofabrik shapefiles, .osm.pbf, GeoPackage, or frames
          bbox: tuple[float, float, float, float] | None = None,  # west, south, east, north in degrees: only objects that meet it
          layers: Iterable[str] | None = None,  # names to read, e.g. ["buildings_a"]; None: all
@@ -402,6 +404,8 @@ def read(source: "str | Path | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame
          ) -> OsmLayers:  # valid geometry by layer; `.problems` tells what was passed over or repaired
     "Read an OSM extract; broken layers are reported and passed over."
     wanted = None if layers is None else {layer_name(n) for n in layers}
+    if bbox is not None and not (bbox[0] < bbox[2] and bbox[1] < bbox[3]):
+        raise RequestError(f"empty bounding box {tuple(bbox)}: give west < east and south < north, in degrees")
     if isinstance(source, str | Path):
         found, problems = _open(Path(source), bbox, wanted, crs)
     else:
@@ -413,9 +417,11 @@ def read(source: "str | Path | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame
             joined = frames[0] if len(frames) == 1 else gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), crs=frames[0].crs)
             result[name], notes = clean(joined.reset_index(drop=True), name)
             result.problems += notes
+    if bbox is not None and not any(map(len, result.values())):
+        result.problems.append(f"no OSM object lies within {tuple(round(float(b), 4) for b in bbox)}; does the extract cover the place?")
     return result
 
-# %% ../nbs/reference/16_osm.ipynb #3626a10a
+# %% ../nbs/reference/16_osm.ipynb #38d795c6
 def _open(source: Path, bbox: tuple | None, wanted: set[str] | None, crs: Any) -> tuple[dict[str, list[gpd.GeoDataFrame]], list[str]]:
     "The layers of a file or folder; an error where there is nothing to be read."
     if not source.exists():
@@ -433,7 +439,8 @@ def _clip(frame: gpd.GeoDataFrame, bbox: tuple | None) -> gpd.GeoDataFrame:
     "The objects of a frame that meet a bbox in degrees."
     if bbox is None:
         return frame
-    return frame.iloc[np.sort(frame.sindex.query(shapely.box(*Transformer.from_crs(4326, frame.crs, always_xy=True).transform_bounds(*bbox))))]
+    bounds = Transformer.from_crs(4326, frame.crs, always_xy=True).transform_bounds(*bbox)
+    return frame.iloc[np.sort(frame.sindex.query(shapely.box(*bounds)))]
 
 # %% ../nbs/reference/16_osm.ipynb #d426958a
 ROAD_WIDTHS = {"motorway": 20, "trunk": 15, "primary": 12, "secondary": 9, "tertiary": 7, "unclassified": 5, "residential": 5, "living_street": 5, "pedestrian": 5,
@@ -630,23 +637,22 @@ def widen(frame: gpd.GeoDataFrame,  # lines with fclass
     half = frame["fclass"].map(widths).to_numpy(float) / 2
     return shapely.buffer(frame.geometry.to_crs(crs).to_numpy(), half, quad_segs=4)
 
-# %% ../nbs/reference/16_osm.ipynb #4cb1a113
+# %% ../nbs/reference/16_osm.ipynb #fbb52f8f
 OSM_IMPERVIOUS, OSM_PERVIOUS = 1, 2
 
 
 def _near(frame: gpd.GeoDataFrame, geobox: GeoBox, margin: float) -> gpd.GeoDataFrame:
     "The objects of a layer whose bounds meet a grid, with a margin in metres."
-    box = geobox.pad(1).extent
-    box = box.to_crs(frame.crs) if CRS(frame.crs) != CRS(geobox.crs) else box
+    left, bottom, right, top = _bounds(geobox, frame.crs)
     margin = margin / (60_000 if CRS(frame.crs).is_geographic else 1)
-    left, bottom, right, top = box.boundingbox.bbox
     return frame.iloc[np.sort(frame.sindex.query(shapely.box(left - margin, bottom - margin, right + margin, top + margin)))]
 
 
-def _degrees(geobox: GeoBox) -> tuple[float, float, float, float]:
-    return geobox.pad(2).extent.to_crs("EPSG:4326").boundingbox.bbox
+def _bounds(geobox: GeoBox, crs: Any) -> tuple[float, float, float, float]:
+    "The bounds of a grid in another CRS; its edges are bent there, so points along them are projected, not only the corners."
+    return Transformer.from_crs(geobox.crs, crs, always_xy=True).transform_bounds(*geobox.pad(1).boundingbox.bbox)
 
-# %% ../nbs/reference/16_osm.ipynb #d40632c0
+# %% ../nbs/reference/16_osm.ipynb #31ba2039
 def rasterise(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame | str | Path",  # OSM in any form; a file is read only where it meets the grid
               geobox: GeoBox,  # target grid
               preset: str | Mapping[str, Any] = "paper",  # a name in `PRESETS` or a preset of one's own
@@ -655,7 +661,7 @@ def rasterise(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFram
     "Burn the impervious and pervious groups of a preset into one mask."
     chosen = preset_of(preset)
     asked = [*chosen["impervious"], *chosen["pervious"], *chosen["widths"]]
-    layers = read(osm, _degrees(geobox), asked) if isinstance(osm, str | Path) else as_layers(osm)
+    layers = read(osm, _bounds(geobox, "EPSG:4326"), asked) if isinstance(osm, str | Path) else as_layers(osm)
     mask, attrs = np.zeros(geobox.shape.yx, np.uint8), {}
     for layer in (name for name in asked if name in layers):
         widths = chosen["widths"].get(layer)

@@ -61,7 +61,7 @@ SCHEMAS = {
 }
 NOT_ECOREGIONS = {98: "Lake", 99: "Rock and Ice"}
 
-# %% ../nbs/reference/20_zones.ipynb #72ec3b51
+# %% ../nbs/reference/20_zones.ipynb #147bf4ee
 def _common(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     "One of the known schemas as eco_id, eco_name, biome, realm, geometry."
     upper = {c.upper(): c for c in frame.columns}
@@ -76,7 +76,12 @@ def _common(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return found.assign(eco_id=pd.to_numeric(found["eco_id"]).astype(int), biome=pd.to_numeric(found["biome"]).astype(int),
                         eco_name=found["eco_name"].astype(str), realm=found["realm"].fillna(code).astype(str))
 
-# %% ../nbs/reference/20_zones.ipynb #a401a0f7
+
+def _rest(frame: gpd.GeoDataFrame) -> pd.Series:
+    "Rows that are no ecoregion but lake, rock or ice."
+    return frame["biome"].isin(NOT_ECOREGIONS) | frame["eco_name"].isin(NOT_ECOREGIONS.values())
+
+# %% ../nbs/reference/20_zones.ipynb #9315ae1c
 def read_ecoregions(source: str | Path | gpd.GeoDataFrame,  # a vector file, or a frame
                     crs: str | None = None,  # CRS of a file that carries none
                     ) -> gpd.GeoDataFrame:  # eco_id, eco_name, biome, realm, geometry (EPSG:4326); one row per ecoregion
@@ -86,7 +91,7 @@ def read_ecoregions(source: str | Path | gpd.GeoDataFrame,  # a vector file, or 
         raise DataError("ecoregions carry no CRS; set it with set_crs('EPSG:4326') or state it in the catalogue")
     found = _common(frame).to_crs(4326)
     found = found[~(found.geometry.isna() | found.geometry.is_empty)]
-    rest = found["biome"].isin(NOT_ECOREGIONS) | found["eco_name"].isin(NOT_ECOREGIONS.values())
+    rest = _rest(found)
     whole = found[~rest]
     if whole["eco_id"].duplicated().any():
         whole = whole.dissolve("eco_id", as_index=False)[found.columns]
@@ -164,12 +169,12 @@ def zone_map(ecoregions: str | Path | gpd.GeoDataFrame,  # in one of `SCHEMAS`
     result.attrs = {"problems": problems, "simulated": bool(found.attrs.get("simulated") or rain.attrs.get("simulated"))}
     return result
 
-# %% ../nbs/reference/20_zones.ipynb #5ef0b581
+# %% ../nbs/reference/20_zones.ipynb #9afbc9aa
 def zone_polygons(zoned: gpd.GeoDataFrame,  # of `zone_map`
-                  ) -> gpd.GeoDataFrame:  # zone, ecoregions (number), mean_mm (by area), area_km2, geometry
+                  ) -> gpd.GeoDataFrame:  # zone, ecoregions (number, without lakes and ice), mean_mm (by area), area_km2, geometry
     "One polygon per zone; ecoregions without a zone are left out."
     have = zoned.dropna(subset="zone")
-    have = have.assign(mean_mm=have["mean_mm"] * have["area_km2"], ecoregions=1)
+    have = have.assign(mean_mm=have["mean_mm"] * have["area_km2"], ecoregions=(~_rest(have)).astype(int))
     result = have[["zone", "mean_mm", "area_km2", "ecoregions", "geometry"]].dissolve("zone", aggfunc="sum", as_index=False)
     result["mean_mm"] /= result["area_km2"]
     result.attrs = dict(zoned.attrs)
@@ -303,7 +308,7 @@ def table1(zoned: gpd.GeoDataFrame | None = None,  # of `zone_map`; None: the de
         return table
     return table.merge(zone_polygons(zoned).drop(columns="geometry"), on="zone", how="left").fillna({"ecoregions": 0, "area_km2": 0}).astype({"ecoregions": int}).assign(simulated=bool(zoned.attrs.get("simulated")))
 
-# %% ../nbs/reference/20_zones.ipynb #19c21588
+# %% ../nbs/reference/20_zones.ipynb #eaa81fc2
 def plot_zone_map(zoned: gpd.GeoDataFrame,  # of `zone_map` or `zone_polygons`
                   ax: Axes,  # where to draw; degrees east and north
                   areas: Mapping[str, tuple[float, float, float, float]] | None = None,  # name -> west, south, east, north in degrees
@@ -320,23 +325,27 @@ def plot_zone_map(zoned: gpd.GeoDataFrame,  # of `zone_map` or `zone_polygons`
     handles = [Patch(color=ZONE_COLOURS[z], label=f"{z} {zones[z]['title']}, {t} mm") for z, t in zip(zones, text, strict=True)]
     handles += [Patch(color="#dddddd", label="no precipitation data")] if shown["zone"].isna().any() else []
     ax.legend(handles=handles, fontsize=7, loc="lower left", framealpha=0.9)
-    ax.set(xlabel="degrees east", ylabel="degrees north", title="Zones by ecoregion mean of precipitation" + (" (simulated)" if zoned.attrs.get("simulated") else ""))
+    ax.set(xlabel="degrees east", ylabel="degrees north")
+    ax.set_title("Zones by ecoregion mean of precipitation" + (" (simulated)" if zoned.attrs.get("simulated") else ""), fontsize=9)
     if bbox:
         ax.set(xlim=(bbox[0], bbox[2]), ylim=(bbox[1], bbox[3]))
     return ax
 
-# %% ../nbs/reference/20_zones.ipynb #f6235c52
+# %% ../nbs/reference/20_zones.ipynb #ca7f8b4d
 def plot_disagreement(maps: xr.Dataset,  # of `disagreement`
-                      ax: Axes,  # where to draw
+                      ax: Axes,  # where to draw; coordinates of the precipitation's grid
+                      bbox: tuple[float, float, float, float] | None = None,  # part to show, in these coordinates; None: all
                       ) -> Axes:  # the same axes
     "Draw the zone of every cell, darkened where its ecoregion has another."
-    rgb = np.array([[255, 255, 255], *([int(ZONE_COLOURS[z][i:i + 2], 16) for i in (1, 3, 5)] for z in maps.attrs["zones"])], np.uint8)
-    left, bottom, right, top = geobox_of(maps["pixel"]).boundingbox.bbox
-    ax.imshow(rgb[maps["pixel"].values], extent=(left, right, bottom, top), interpolation="nearest")
-    differs = np.where(maps["differs"].values == 1, 1.0, np.nan)
-    ax.imshow(differs, extent=(left, right, bottom, top), cmap="gray_r", vmin=0, vmax=1.6, alpha=0.55, interpolation="nearest")
-    table = disagreement_table(maps)
+    shown = maps.sel(x=slice(bbox[0], bbox[2]), y=slice(bbox[3], bbox[1])) if bbox else maps
+    rgb = np.array([[255, 255, 255], *([int(ZONE_COLOURS[z][i:i + 2], 16) for i in (1, 3, 5)] for z in maps.attrs["zones"])]) / 255
+    dark = np.where(shown["differs"].values == 1, 0.6, 1.0)[..., None]
+    box = geobox_of(shown["pixel"])
+    left, bottom, right, top = box.boundingbox.bbox
+    ax.imshow(rgb[shown["pixel"].values] * dark, extent=(left, right, bottom, top), interpolation="nearest")
+    table = disagreement_table(shown)
     share = table.loc[table["ecoregion"] != table["pixel"], "share"].sum()
-    ax.set(xlabel="degrees east", ylabel="degrees north",
-           title=f"By pixel; dark where the ecoregion differs ({share:.0%} of the area)" + (" (simulated)" if maps.attrs["simulated"] else ""))
+    ax.set(xlabel="degrees east" if box.crs.geographic else "m", ylabel="degrees north" if box.crs.geographic else "m",
+           aspect=1 / np.cos(np.radians((top + bottom) / 2)) if box.crs.geographic else "equal")
+    ax.set_title(f"Zones by pixel; dark: the ecoregion differs ({share:.0%} of the area)" + (" (simulated)" if maps.attrs["simulated"] else ""), fontsize=9)
     return ax
