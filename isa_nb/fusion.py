@@ -143,7 +143,7 @@ def lineage(products: Mapping[str, xr.DataArray],  # with attrs year, citation, 
     return {"products": list(products), "years": [str(a.get("year") or "unknown") for a in every[:-1]],
             "citation": [str(a.get("citation") or "unknown") for a in every[:-1]], "simulated": any(bool(a.get("simulated")) for a in every)}
 
-# %% ../nbs/reference/30_fusion.ipynb #2bfe30ed
+# %% ../nbs/reference/30_fusion.ipynb #5050691c
 def _table(arrays: dict[str, np.ndarray], osm: np.ndarray | None, stratum: np.ndarray | None, strata: tuple[str, ...], settlement: Settlement,
            model: Any, threads: int | None) -> Table:
     "Outcomes by code; with a model (True: one fitted here) its posterior takes part."
@@ -153,7 +153,7 @@ def _table(arrays: dict[str, np.ndarray], osm: np.ndarray | None, stratum: np.nd
         model = fit(count())
     n = len(arrays)
     outcomes = lambda codes: decide(codes, n, settlement, model.posterior(codes) if model else None)  # noqa: E731
-    return Table.of(n, outcomes, len(strata), lambda: count().codes)
+    return Table.of(n, outcomes, len(strata), observed=lambda: count().codes)
 
 
 def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
