@@ -8,9 +8,7 @@ __all__ = ['Access', 'DOI', 'LICENCES', 'KINDS', 'SCHEMA', 'SECTIONS', 'DRIVER_N
            'FileAccess', 'LabAccess', 'StacAccess', 'ZenodoAccess', 'HttpAccess', 'TilesAccess', 'GeofabrikAccess',
            'Source', 'Roles', 'Area', 'Rain', 'Fact', 'Zone', 'read_yaml', 'Catalog']
 
-# %% ../nbs/reference/10_catalog.ipynb #7a4a96e9
-import hashlib
-import json
+# %% ../nbs/reference/10_catalog.ipynb #0fadd273
 import os
 import re
 import types
@@ -33,7 +31,7 @@ from pyproj.exceptions import CRSError
 
 from .core import (IMPERVIOUS, LAND_COVER, LAND_COVER_IGNORE, NODATA, PERVIOUS, DataError, RequestError, area_geobox, geobox_of, raster,
                          resource, square_geobox, unknown, utm_crs)
-from .drivers import CLASS_KINDS, DRIVERS, LAB_LAYERS, RASTER_KINDS, Request, check_resampling, files
+from .drivers import CLASS_KINDS, DRIVERS, LAB_LAYERS, RASTER_KINDS, Request, check_resampling
 
 # %% ../nbs/reference/10_catalog.ipynb #ecd248ec
 class _Entry(BaseModel):
@@ -730,7 +728,7 @@ def _about(s: Source, year: int | None, seed: int) -> dict[str, Any]:
         said["seed"] = seed
     return {k: v for k, v in said.items() if v is not None and v != ""}
 
-# %% ../nbs/reference/10_catalog.ipynb #9c2a2cec
+# %% ../nbs/reference/10_catalog.ipynb #0eed3d47
 @patch
 def open(self: Catalog,
          name: str,  # a source
@@ -745,10 +743,9 @@ def open(self: Catalog,
     s = self.source(name)
     if s.access.driver not in DRIVERS:
         raise RequestError(_remote(s))
-    known = self.areas.get(area) if isinstance(area, str) else area if isinstance(area, Area) else None
     year = s._year(year)
     request = Request(name, s.kind, s.access.options.model_dump(exclude_none=True), self.grid(area, resolution, size), year, check_resampling(s.kind, resampling, name),
-                      seed, known.zone if known else None, s.nodata, s.crs, _fill(s))
+                      seed, nodata=s.nodata, fill=_fill(s), crs=s.crs)
     found = DRIVERS[s.access.driver](request)
     said = _about(s, year, seed)
     if isinstance(found, gpd.GeoDataFrame):
@@ -764,19 +761,3 @@ def _remote(s: Source) -> str:
     instead = f", or use {s.alternative}" if s.alternative else ""
     return (f"{s.name} is reached through the driver {s.access.driver!r}, which is not part of this version: fetch the files and give their place in an overlay "
             f"(sources: {{{s.name}: {{access: {{driver: file, options: {{path: ...}}}}}}}}){instead}")
-
-# %% ../nbs/reference/10_catalog.ipynb #569707dd
-@patch
-def fingerprint(self: Catalog,
-                name: str,  # a source
-                ) -> str:  # 16 hexadecimal digits
-    "What identifies a source's entry and files."
-    s = self.source(name)
-    said: dict[str, Any] = {"entry": s.model_dump(mode="json"), "legend": {k: c.model_dump() for k, c in s.legend.items()}}
-    if s.access.driver == "file":
-        options = s.access.options
-        said["entry"]["access"]["options"].pop("path")
-        paths = [options.path] if isinstance(options.path, str) else options.path
-        found = [f for p in paths for y in (s.years or [s.year] if "{year}" in p else [None]) for f in files(p, y)]
-        said["files"] = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in found]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,10 +7,10 @@ __all__ = ['CLASS_KINDS', 'RASTER_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMP
            'LAB_SENSORS', 'LAB_PRODUCTS', 'LAB_LAYERS', 'DRIVERS', 'Request', 'check_resampling', 'files',
            'open_raster', 'align', 'open_vector', 'to_grid', 'is_osm', 'osm_table', 'open_file', 'open_lab']
 
-# %% ../nbs/reference/11_drivers.ipynb #3810d613
+# %% ../nbs/reference/11_drivers.ipynb #d9500645
 import glob
 import os
-import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import pyogrio
 import rasterio
+import shapely
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -34,7 +35,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 from shapely.geometry import box
 
-from .core import DataError, RequestError, geobox_of, raster, same_grid, unknown
+from .core import LAND_COVER_IGNORE, NODATA, DataError, RequestError, geobox_of, raster, same_grid, unknown
 
 # %% ../nbs/reference/11_drivers.ipynb #772b7891
 CLASS_KINDS = ("classes", "first_year", "binary")
@@ -42,7 +43,7 @@ RASTER_KINDS = (*CLASS_KINDS, "continuous", "imagery")
 CLASS_RESAMPLING = ("nearest", "mode")
 CONTINUOUS_RESAMPLING = ("auto", "nearest", "average", "bilinear", "cubic", "lanczos", "min", "max", "sum")
 
-# %% ../nbs/reference/11_drivers.ipynb #600dc897
+# %% ../nbs/reference/11_drivers.ipynb #b96e18a9
 @dataclass(frozen=True)
 class Request:
     "What a driver is asked for."
@@ -53,7 +54,6 @@ class Request:
     year: int | None = None  # None: the source's own year
     resampling: str = "nearest"  # see check_resampling
     seed: int = 0  # of the simulated world
-    zone: str | None = None  # "W1".."W4": zone of the simulated world; None: by its climate
     nodata: float | str | None = None  # None: as the file says; "none": there is none, whatever the file says
     fill: float | None = None  # written where the file has nothing, if no nodata is declared
     crs: str | None = None  # the CRS that the file should have; used if it has none
@@ -437,7 +437,7 @@ def _vector_info(path: Path, layer: str | None, crs: str | None, override: str |
         _plausible(found, info["total_bounds"], path)
     return uri, layer, found, info
 
-# %% ../nbs/reference/11_drivers.ipynb #94fa47fc
+# %% ../nbs/reference/11_drivers.ipynb #61dd2517
 def open_vector(path: str | Path,  # shapefile, zipped shapefile, GeoPackage or GeoJSON
                 geobox: GeoBox | None = None,  # cut to its bounds, in its CRS; None: all, in the file's CRS
                 layer: str | None = None,  # of a GeoPackage or a zip with several
@@ -445,7 +445,7 @@ def open_vector(path: str | Path,  # shapefile, zipped shapefile, GeoPackage or 
                 columns: list[str] | None = None,  # None: all
                 encoding: str | None = None,  # of a .dbf without .cpg
                 override_crs: str | None = None,  # overrules what the file says
-                ) -> gpd.GeoDataFrame:  # attrs["repaired"]: number of invalid geometries made valid
+                ) -> gpd.GeoDataFrame:  # attrs["repaired"], attrs["dropped"]: invalid geometries made valid, features without any
     "Read vectors, clipped to a grid's bounds and in its CRS; DataError if the file cannot be used."
     path, = files(path)
     uri, layer, found, info = _vector_info(path, layer, crs, override_crs)
@@ -456,7 +456,9 @@ def open_vector(path: str | Path,  # shapefile, zipped shapefile, GeoPackage or 
         _check_overlap(geobox, found, tuple(info["total_bounds"]), path.name)
         bbox = _grown(_in_crs(geobox, found), 0.01)
     try:
-        gdf = pyogrio.read_dataframe(uri, layer=layer, bbox=bbox, columns=columns, encoding=encoding)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # GDAL's remarks on odd rings: the result counts them
+            gdf = pyogrio.read_dataframe(uri, layer=layer, bbox=bbox, columns=columns, encoding=encoding, on_invalid="ignore")
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError, UnicodeDecodeError) as e:
         raise DataError(f"{path} is damaged or truncated ({_short(e, path)}): fetch it again") from e
     return to_grid(gdf.set_crs(found, allow_override=True), geobox)
@@ -466,29 +468,46 @@ def _grown(b: tuple[float, float, float, float], share: float) -> tuple[float, f
     dx, dy = (b[2] - b[0]) * share, (b[3] - b[1]) * share
     return b[0] - dx, b[1] - dy, b[2] + dx, b[3] + dy
 
-# %% ../nbs/reference/11_drivers.ipynb #1217cdab
+# %% ../nbs/reference/11_drivers.ipynb #c2fbdcfc
+def _cut(gdf: gpd.GeoDataFrame, bounds: tuple[float, float, float, float]) -> gpd.GeoDataFrame:
+    "Only what lies inside a rectangle; polygons stay polygons, lines stay lines."
+    window, shapes = box(*bounds), gdf.geometry.to_numpy()
+    shapely.prepare(window)
+    gdf, shapes = gdf[hit := shapely.intersects(window, shapes)], shapes[hit]
+    crossing = np.flatnonzero(~shapely.covers(window, shapes))
+    if len(crossing):
+        whole = shapes[crossing]
+        inside = shapely.intersection(whole, window)
+        mixed = np.flatnonzero(shapely.get_type_id(inside) == 7)  # a collection: keep the parts of the old dimension
+        for i in mixed:
+            parts = shapely.get_parts(inside[i])
+            inside[i] = shapely.union_all(parts[shapely.get_dimensions(parts) == shapely.get_dimensions(whole[i])])
+        shapes[crossing] = np.where(shapely.get_dimensions(inside) == shapely.get_dimensions(whole), inside, None)
+        gdf = gdf.set_geometry(gpd.GeoSeries(shapes, index=gdf.index, crs=gdf.crs))
+    return gdf[~gdf.geometry.isna()]
+
+# %% ../nbs/reference/11_drivers.ipynb #7fb9fade
 def to_grid(gdf: gpd.GeoDataFrame,  # any CRS
             geobox: GeoBox | None,  # None: only repair
             ) -> gpd.GeoDataFrame:  # in the grid's CRS, cut to its bounds, without empty geometries
     "Repair, cut and reproject vectors to a grid."
-    gdf = gdf[~(gdf.geometry.isna() | gdf.geometry.is_empty)]
+    empty = gdf.geometry.isna() | gdf.geometry.is_empty
+    gdf = gdf[~empty]
     bad = ~gdf.geometry.is_valid
     if bad.any():
-        gdf = gdf.assign(**{gdf.geometry.name: gdf.geometry.make_valid()})
-    if geobox is not None and len(gdf):
+        gdf = gdf.set_geometry(gdf.geometry.where(~bad, gdf.geometry.make_valid()))
+    if geobox is not None:
         b = geobox.boundingbox
-        gdf = gdf.clip(_grown(_in_crs(geobox, gdf.crs), 0.01), keep_geom_type=True).to_crs(geobox.crs.to_wkt())
-        gdf = gdf.clip((b.left, b.bottom, b.right, b.top), keep_geom_type=True)
-    elif geobox is not None:
-        gdf = gdf.to_crs(geobox.crs.to_wkt())
-    gdf = gdf.sort_index().reset_index(drop=True)
-    gdf.attrs["repaired"] = int(bad.sum())
+        gdf = _cut(gdf, _grown(_in_crs(geobox, gdf.crs), 0.01)).to_crs(geobox.crs.to_wkt())
+        gdf = _cut(gdf, (b.left, b.bottom, b.right, b.top))
+    gdf = gdf.reset_index(drop=True)
+    gdf.attrs |= {"repaired": int(bad.sum()), "dropped": int(empty.sum())}
     return gdf
 
 # %% ../nbs/reference/11_drivers.ipynb #d73f9e6a
 OSM_COLUMNS = ("layer", "fclass", "code", "osm_id")
 
-# %% ../nbs/reference/11_drivers.ipynb #af694cd0
+# %% ../nbs/reference/11_drivers.ipynb #df5e909f
 def is_osm(path: Path,  # a file or folder
            ) -> bool:  # True for .osm.pbf and for Geofabrik's layers
     "Whether a path is an OpenStreetMap extract."
@@ -497,6 +516,8 @@ def is_osm(path: Path,  # a file or folder
     if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z:
             return any("gis_osm_" in n for n in z.namelist())
+    if path.suffix.lower() == ".gpkg":
+        return any("gis_osm_" in n for n in pyogrio.list_layers(path)[:, 0])
     return path.name.lower().endswith((".osm.pbf", ".osm"))
 
 
@@ -510,7 +531,10 @@ def osm_table(layers: dict[str, gpd.GeoDataFrame],  # layer name -> features in 
     crs = geobox.crs.to_wkt() if geobox is not None else "EPSG:4326"
     table = gpd.GeoDataFrame(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*OSM_COLUMNS, "geometry"]), geometry="geometry", crs=crs)
     table = table[[c for c in OSM_COLUMNS if c in table.columns] + ["geometry"]]
-    table.attrs = {"problems": list(problems)}
+    problems = list(problems)
+    if not len(table):
+        problems.append("no object lies inside the asked area")
+    table.attrs = {"problems": problems}
     return table
 
 # %% ../nbs/reference/11_drivers.ipynb #b95d000c
@@ -544,7 +568,7 @@ LAB_SENSORS = ("hr", "s2", "gf1")
 LAB_PRODUCTS = ("gisa", "glc_fcs30", "esa", "esri", "from_glc10")
 LAB_LAYERS = ("truth_lc", "truth_isa", *LAB_SENSORS, *LAB_PRODUCTS, "osm", "precipitation", "ecoregions")
 
-# %% ../nbs/reference/11_drivers.ipynb #616cfe3d
+# %% ../nbs/reference/11_drivers.ipynb #2428d1e6
 def open_lab(request: Request,  # options: layer, one of LAB_LAYERS
              ) -> xr.DataArray | gpd.GeoDataFrame:  # on the asked grid, attrs simulated
     "Read a source of the simulated world."
@@ -554,7 +578,7 @@ def open_lab(request: Request,  # options: layer, one of LAB_LAYERS
     if g is None:
         raise RequestError(f"{request.name} is a simulated source without an end: ask for an area or a GeoBox")
     from isa_nb.lab import world
-    here = world.for_geobox(g, seed=request.seed, zone=request.zone)
+    here = world.for_geobox(g, seed=request.seed)
     if layer == "osm":
         from isa_nb.lab import osm
         return osm_table(osm.layers(g, seed=request.seed, world=here), g)
@@ -580,12 +604,9 @@ def _lab_climate(layer: str, geobox: GeoBox | None, resampling: str) -> xr.DataA
 def _lab_truth(layer: str, world: Any, geobox: GeoBox, year: int | None) -> xr.DataArray:
     if layer == "truth_isa":
         return world.isa(geobox, year)
-    from isa_nb.lab.world import SURFACES
-    lut = np.zeros(256, np.uint8)
-    for code, surface in SURFACES.items():
-        lut[code] = surface["lc"] if isinstance(surface, dict) else surface.lc
+    from isa_nb.lab.fields import LC_LUT
     truth = world.truth(geobox, year)
-    return raster(lut[truth.values], geobox_of(truth), "truth_lc", nodata=0)
+    return raster(np.where(LC_LUT == NODATA, LAND_COVER_IGNORE, LC_LUT)[truth.values], geobox, "truth_lc", nodata=LAND_COVER_IGNORE)
 
 # %% ../nbs/reference/11_drivers.ipynb #4b44e747
 DRIVERS: dict[str, Callable[[Request], xr.DataArray | gpd.GeoDataFrame]] = {"file": open_file, "lab": open_lab}
