@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASS_KINDS', 'RASTER_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'GDAL_TYPES', 'TOLERANCE', 'OSM_COLUMNS',
-           'LAB_SENSORS', 'LAB_PRODUCTS', 'LAB_LAYERS', 'DRIVERS', 'Request', 'check_resampling', 'files',
-           'open_raster', 'align', 'open_vector', 'to_grid', 'is_osm', 'osm_table', 'open_file', 'open_lab']
+           'LAB_SENSORS', 'LAB_PRODUCTS', 'LAB_LAYERS', 'DRIVERS', 'Request', 'check_resampling', 'files', 'Mosaic',
+           'look_at', 'open_raster', 'align', 'open_vector', 'to_grid', 'is_osm', 'osm_table', 'open_file', 'open_lab']
 
 # %% ../nbs/reference/11_drivers.ipynb #d9500645
 import glob
@@ -287,19 +287,32 @@ def _ratio(tile: _Tile, geobox: GeoBox) -> float:
     b = _in_crs(geobox, tile.crs)
     return (b[2] - b[0]) / geobox.shape.x / np.hypot(tile.transform.a, tile.transform.d)
 
-# %% ../nbs/reference/11_drivers.ipynb #65cbdf61
-def open_raster(path: str | Path | list[str | Path],  # a file, a pattern, or a list of tiles
-                geobox: GeoBox | None,  # the asked grid; None: the whole file on its own grid
-                resampling: str = "nearest",  # "auto": average on the way down, bilinear on the way up
-                nodata: float | str | None = None,  # None: as the file says; "none": there is none; a number: this one
-                crs: str | None = None,  # the CRS that the file should have; used if it has none
-                band: int | list[int] | None = None,  # from 1; None: all (class rasters: the only one)
-                classes: bool = False,  # the file holds class codes: floats are refused
-                fill: float | None = None,  # for pixels outside the files, where no nodata is declared
-                override_crs: str | None = None,  # overrules what the file says
-                name: str | None = None,  # for messages and the result
-                ) -> xr.DataArray:  # (y, x), or (band, y, x) if there are several bands; nodata declared if there is any
-    "Read a raster, or a mosaic of tiles, on the asked grid; DataError if the files cannot be used."
+# %% ../nbs/reference/11_drivers.ipynb #6442273e
+@dataclass(frozen=True)
+class Mosaic:
+    "Files that were looked at, fit each other and can be read on a grid."
+    name: str  # for messages
+    geobox: GeoBox  # the grid on which they are read
+    parts: tuple[tuple[str, float | None, str], ...]  # virtual raster (XML), its nodata, the names of its files; the first lies on top
+    paths: tuple[Path, ...]  # the files that touch the grid
+    dtype: str  # of the files
+    bands: tuple[int, ...]  # that are read, from 1
+    resampling: str  # a rasterio name
+    nodata: float | None  # of what is read
+
+
+def look_at(path: str | Path | list[str | Path],  # a file, a pattern, or a list of tiles
+            geobox: GeoBox | None,  # the asked grid; None: the whole file on its own grid
+            resampling: str = "nearest",  # "auto": average on the way down, bilinear on the way up
+            nodata: float | str | None = None,  # None: as the file says; "none": there is none; a number: this one
+            crs: str | None = None,  # the CRS that the file should have; used if it has none
+            band: int | list[int] | None = None,  # from 1; None: all (class rasters: the only one)
+            classes: bool = False,  # the file holds class codes: floats are refused
+            fill: float | None = None,  # for pixels outside the files, where no nodata is declared
+            override_crs: str | None = None,  # overrules what the file says
+            name: str | None = None,  # for messages and the result
+           ) -> Mosaic:  # nothing but headers was read
+    "Look at a raster or a set of tiles; DataError if the files cannot be used."
     paths = files(path)
     name = name or paths[0].stem
     tiles = [_tile(p, crs, nodata, override_crs) for p in paths]
@@ -311,23 +324,35 @@ def open_raster(path: str | Path | list[str | Path],  # a file, a pattern, or a 
     near = _touching(tiles, geobox, name)
     mode = ("average" if _ratio(near[0], geobox) > 1 else "bilinear") if resampling == "auto" else resampling
     value = _fill_value(near, geobox, fill, name)
+    parts = tuple((_vrt(g, bands), g[0].nodata if g[0].nodata is not None else value, ", ".join(i.path.name for i in g[:3])) for g in _groups(near))
+    return Mosaic(name, geobox, parts, tuple(t.path for t in near), tiles[0].dtype, tuple(bands), mode, value)
+
+# %% ../nbs/reference/11_drivers.ipynb #2924ac3f
+def open_raster(path: str | Path | list[str | Path],  # a file, a pattern, or a list of tiles
+                geobox: GeoBox | None,  # the asked grid; None: the whole file on its own grid
+                resampling: str = "nearest",  # "auto": average on the way down, bilinear on the way up
+                **options: Any,  # of `look_at`: nodata, crs, band, classes, fill, override_crs, name
+                ) -> xr.DataArray:  # (y, x), or (band, y, x) if there are several bands; nodata declared if there is any
+    "Read a raster, or a mosaic of tiles, on the asked grid; DataError if the files cannot be used."
+    m = look_at(path, geobox, resampling, **options)
     out: np.ndarray | None = None
-    for group in _groups(near):
-        got = _read(_vrt(group, bands), geobox, Resampling[mode], group[0].nodata if group[0].nodata is not None else value, ", ".join(i.path.name for i in group[:3]))
-        out = got if out is None else np.where(_equals(out, value), got, out)
-    return raster(out[0] if len(bands) == 1 else out, geobox, name, nodata=value)
+    for xml, nodata, names in m.parts:
+        got = _read(xml, m.geobox, Resampling[m.resampling], nodata, names)
+        out = got if out is None else np.where(_equals(out, m.nodata), got, out)
+    return raster(out[0] if len(m.bands) == 1 else out, m.geobox, m.name, nodata=m.nodata)
 
 
 def _equals(a: np.ndarray, value: float | None) -> np.ndarray:
     return np.zeros(a.shape, bool) if value is None else np.isnan(a) if np.isnan(value) else a == value
 
-# %% ../nbs/reference/11_drivers.ipynb #88fe1db9
+# %% ../nbs/reference/11_drivers.ipynb #cf5b82a1
 def _own_grid(tiles: list[_Tile], name: str) -> GeoBox:
     groups = _groups(tiles)
     if len(groups) > 1:
         raise RequestError(f"{name} is a set of tiles on {len(groups)} different grids: ask for an area or a GeoBox")
     with rasterio.open(_vrt(groups[0], [1])) as src:
-        return GeoBox(src.shape, src.transform, src.crs.to_wkt())
+        code = groups[0][0].crs.to_epsg()
+        return GeoBox(src.shape, src.transform, f"EPSG:{code}" if code else src.crs.to_wkt())
 
 
 def _touching(tiles: list[_Tile], geobox: GeoBox, name: str) -> list[_Tile]:
@@ -537,7 +562,7 @@ def osm_table(layers: dict[str, gpd.GeoDataFrame],  # layer name -> features in 
     table.attrs = {"problems": problems}
     return table
 
-# %% ../nbs/reference/11_drivers.ipynb #b95d000c
+# %% ../nbs/reference/11_drivers.ipynb #14dda814
 def open_file(request: Request,  # options: path, and for some files band, bands (year -> band), layer, columns, encoding, crs
               ) -> xr.DataArray | gpd.GeoDataFrame:  # on the asked grid
     "Read a source that lies on disk."
@@ -549,7 +574,7 @@ def open_file(request: Request,  # options: path, and for some files band, bands
             if request.year not in o["bands"]:
                 raise RequestError(f"{request.name} has no band for the year {request.year}: it has {', '.join(map(str, o['bands']))}")
             band = o["bands"][request.year]
-        return open_raster(paths, request.geobox, request.resampling, request.nodata, request.crs, band, classes=request.kind in CLASS_KINDS,
+        return open_raster(paths, request.geobox, request.resampling, nodata=request.nodata, crs=request.crs, band=band, classes=request.kind in CLASS_KINDS,
                            fill=request.fill, override_crs=o.get("crs"), name=request.name)
     if len(paths) == 1 and is_osm(paths[0]):
         return _open_osm(paths[0], request.geobox)
