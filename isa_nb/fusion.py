@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'STAGES', 'PUBLISHED_TABLE3', 'Settlement', 'state', 'says', 'relabels', 'decide', 'osm_mask', 'lineage',
-           'as_dataset', 'fuse', 'voted', 'majority', 'table3', 'by_rule']
+           'as_dataset', 'fuse', 'voted', 'majority', 'stage_counts', 'table3', 'by_rule']
 
 # %% ../nbs/reference/30_fusion.ipynb #cec95635
 from collections.abc import Iterable, Mapping
@@ -214,23 +214,32 @@ def majority(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataA
 # %% ../nbs/reference/30_fusion.ipynb #cf333acd
 STAGES = ("before", "after OSM", "after posterior")
 
-# %% ../nbs/reference/30_fusion.ipynb #ec1f9bef
-def _stages(ds: xr.Dataset) -> dict[str, np.ndarray]:
-    "Pixels per label code (256,) at each stage."
+# %% ../nbs/reference/30_fusion.ipynb #42ed0dbd
+def stage_counts(before: np.ndarray,  # uint8 (k,) of `state`
+                 label: np.ndarray,  # uint8 (k,) of `decide`
+                 rule: np.ndarray,  # uint8 (k,) of `decide`
+                 pixels: np.ndarray,  # int64 (k,) how many pixels each row stands for
+                 method: str,  # "paper" or "posterior"
+                 ) -> dict[str, dict[str, int]]:  # stage -> impervious, pervious, uncertain
+    "Pixels per class at each stage of the settlement."
+    after = np.where(rule == RULE_POSTERIOR, UNCERTAIN, label)
+    columns = dict(zip(STAGES, (before, after, label)[:3 if method == "posterior" else 2], strict=False))
+    return {k: {LABELS[c]: int(pixels[v == c].sum()) for c in (IMPERVIOUS, PERVIOUS, UNCERTAIN)} for k, v in columns.items()}
+
+
+def _stages(ds: xr.Dataset) -> dict[str, dict[str, int]]:
     n = len(ds.attrs["products"])
-    chosen = Settlement(min_valid=ds.attrs["min_valid"], agreement=ds.attrs["agreement"])
     label, rule, votes = (ds[k].values.ravel() for k in ("label", "rule", "votes"))
-    key, count = np.unique(votes.astype(np.uint64) << np.uint64(8) | rule, return_counts=True)
-    counted = lambda codes, weight: np.bincount(codes, weight, 256).astype(np.int64)  # noqa: E731
-    before = state((key >> np.uint64(8)) & np.uint64((1 << 2 * n) - 1), n, chosen)
-    stages = [counted(before, count), counted(np.where(rule == RULE_POSTERIOR, UNCERTAIN, label), None), counted(label, None)]
-    return dict(zip(STAGES, stages[:3 if ds.attrs["method"] == "posterior" else 2], strict=False))
+    key = votes.astype(np.uint64) << np.uint64(5) | (rule & 7).astype(np.uint64) << np.uint64(2) | np.minimum(label, 3)
+    key, where, pixels = np.unique(key, return_index=True, return_counts=True)
+    before = state(key >> np.uint64(5), n, Settlement(min_valid=ds.attrs["min_valid"], agreement=ds.attrs["agreement"]))
+    return stage_counts(before, label[where], rule[where], pixels, ds.attrs["method"])
 
 
 def table3(maps: Mapping[str, xr.Dataset],  # fused maps by zone
            ) -> pd.DataFrame:  # zone, stage, impervious, pervious, uncertain (pixels)
     "Pixels per class before and after settlement, zone by zone."
-    rows = [(zone, stage, *(int(k[c]) for c in (IMPERVIOUS, PERVIOUS, UNCERTAIN))) for zone, ds in maps.items() for stage, k in _stages(ds).items()]
+    rows = [{"zone": zone, "stage": stage, **counts} for zone, ds in maps.items() for stage, counts in _stages(ds).items()]
     return pd.DataFrame(rows, columns=["zone", "stage", "impervious", "pervious", "uncertain"])
 
 # %% ../nbs/reference/30_fusion.ipynb #efdb6fd6

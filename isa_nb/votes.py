@@ -20,12 +20,12 @@ from odc.geo.geobox import GeoBox
 
 from .core import IMPERVIOUS, NODATA, PERVIOUS, UNCERTAIN, DataError, RequestError, geobox_of, same_grid
 
-# %% ../nbs/reference/29_votes.ipynb #d39bbf8c
-MAX_PRODUCTS = 30
+# %% ../nbs/reference/29_votes.ipynb #bde73497
+MAX_PRODUCTS = 29
 CODE_BITS = 63
 
-# %% ../nbs/reference/29_votes.ipynb #67184a67
-def vote_dtype(n: int,  # number of products, 1..30
+# %% ../nbs/reference/29_votes.ipynb #c82e2839
+def vote_dtype(n: int,  # number of products, 1..29
                ) -> np.dtype:  # uint8 up to 4 products, uint16 up to 8, uint32 up to 16, then uint64
     "The smallest unsigned type that holds the votes of n products."
     if not 1 <= n <= MAX_PRODUCTS:
