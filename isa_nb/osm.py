@@ -7,7 +7,7 @@ __all__ = ['TAGS', 'TAG_RULES', 'FCLASS', 'KINDS', 'COLUMNS', 'ROAD_WIDTHS', 'RA
            'OSM_PERVIOUS', 'classify_tags', 'OsmLayers', 'layer_name', 'as_layers', 'clean', 'read', 'preset_of',
            'used', 'ground_area', 'counts', 'burn', 'widen', 'rasterise']
 
-# %% ../nbs/reference/16_osm.ipynb #c0001e1f
+# %% ../nbs/reference/16_osm.ipynb #669fe94c
 import re
 import tempfile
 import warnings
@@ -23,6 +23,7 @@ import pandas as pd
 import pyogrio
 import shapely
 import xarray as xr
+from affine import Affine
 from numba import njit
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
@@ -529,7 +530,7 @@ def counts(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame |
         rows.append(table.groupby(["layer", "fclass", "code", "group"], as_index=False, sort=True).agg(n=("area_m2", "size"), area_m2=("area_m2", "sum")))
     return pd.concat(rows, ignore_index=True)[["layer", "fclass", "code", "group", "n", "area_m2"]]
 
-# %% ../nbs/reference/16_osm.ipynb #2e98cb30
+# %% ../nbs/reference/16_osm.ipynb #0d431337
 @njit(cache=True, nogil=True)
 def _span(a: float, b: float, n: int) -> tuple[int, int]:
     "First and last + 1 of the rows of 0..n whose centre lies in the half-open interval between a and b."
@@ -564,6 +565,15 @@ def _crossings(x: np.ndarray, y: np.ndarray, rings: np.ndarray, first: int, heig
 
 
 @njit(cache=True, nogil=True)
+def _turn(x: np.ndarray, y: np.ndarray, first: int, last: int) -> float:
+    "Twice the area of a ring, positive if it runs clockwise in the picture."
+    total = 0.0
+    for i in range(first, last - 1):
+        total += (x[i] - x[first]) * (y[i + 1] - y[first]) - (x[i + 1] - x[first]) * (y[i] - y[first])
+    return total
+
+
+@njit(cache=True, nogil=True)
 def _fill(out: np.ndarray, x: np.ndarray, y: np.ndarray, rings: np.ndarray, bit: int) -> None:
     "Set a bit in the pixels whose centre a polygon covers."
     height = out.shape[0]
@@ -579,8 +589,8 @@ def _fill(out: np.ndarray, x: np.ndarray, y: np.ndarray, rings: np.ndarray, bit:
     for ring in range(len(rings) - 1):
         for i in range(rings[ring], rings[ring + 1] - 1):
             row = y[i] - 0.5
-            if y[i] == y[i + 1] and x[i] > x[i + 1] and row == np.floor(row) and 0 <= row < height:
-                _set(out, int(row), x[i + 1], x[i], bit)
+            if y[i] == y[i + 1] and row == np.floor(row) and 0 <= row < height and (x[i] - x[i + 1]) * _turn(x, y, rings[ring], rings[ring + 1]) > 0:
+                _set(out, int(row), min(x[i], x[i + 1]), max(x[i], x[i + 1]), bit)
 
 
 @njit(cache=True, nogil=True)
@@ -608,7 +618,12 @@ def _burn(out: np.ndarray, x: np.ndarray, y: np.ndarray, rings: np.ndarray, poly
             if touched:
                 _trace(out, x, y, own, bit)
 
-# %% ../nbs/reference/16_osm.ipynb #552d88ed
+# %% ../nbs/reference/16_osm.ipynb #01a6dc6d
+def _inverse(a: Affine) -> Affine:
+    "From map to pixel coordinates, rounded as GDAL does."
+    return Affine(1 / a.a, 0, -a.c / a.a, 0, 1 / a.e, -a.f / a.e) if a.b == a.d == 0 else ~a
+
+
 def burn(mask: np.ndarray,  # (y, x) uint8, changed in place
          geobox: GeoBox,  # its grid
          shapes: np.ndarray,  # polygons and multipolygons; other types are passed over
@@ -625,8 +640,8 @@ def burn(mask: np.ndarray,  # (y, x) uint8, changed in place
     x, y = xy[:, 0], xy[:, 1]
     if CRS(crs) != CRS(geobox.crs):
         x, y = Transformer.from_crs(crs, geobox.crs, always_xy=True).transform(x, y)
-    a, b, c, d, e, f = (~geobox.affine)[:6]
-    _burn(mask, a * x + b * y + c, d * x + e * y + f, offsets[0].astype(np.int64), offsets[1].astype(np.int64), bit, all_touched)
+    a, b, c, d, e, f = _inverse(geobox.affine)[:6]
+    _burn(mask, c + a * x + b * y, f + d * x + e * y, offsets[0].astype(np.int64), offsets[1].astype(np.int64), bit, all_touched)
 
 # %% ../nbs/reference/16_osm.ipynb #81c0502d
 def widen(frame: gpd.GeoDataFrame,  # lines with fclass
