@@ -61,7 +61,7 @@ SCHEMAS = {
 }
 NOT_ECOREGIONS = {98: "Lake", 99: "Rock and Ice"}
 
-# %% ../nbs/reference/20_zones.ipynb #147bf4ee
+# %% ../nbs/reference/20_zones.ipynb #2156b766
 def _common(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     "One of the known schemas as eco_id, eco_name, biome, realm, geometry."
     upper = {c.upper(): c for c in frame.columns}
@@ -73,8 +73,16 @@ def _common(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
         known = "; ".join(f"{name}: {', '.join(s)}" for name, s in SCHEMAS.items())
         raise DataError(f"ecoregions need the columns of a known schema ({known}); found {', '.join(c for c in frame.columns if c != 'geometry') or 'none'}")
     code = "" if found["realm"].eq("NA").any() else "NA"
-    return found.assign(eco_id=pd.to_numeric(found["eco_id"]).astype(int), biome=pd.to_numeric(found["biome"]).astype(int),
+    return found.assign(eco_id=_whole(found["eco_id"]), biome=_whole(found["biome"]),
                         eco_name=found["eco_name"].astype(str), realm=found["realm"].fillna(code).astype(str))
+
+
+def _whole(column: pd.Series) -> pd.Series:
+    "A column as whole numbers."
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.isna().any():
+        raise DataError(f"ecoregions: {column.name} holds {column[numbers.isna()].iloc[0]!r} where a number is due; repair the file or take the published one")
+    return numbers.astype(int)
 
 
 def _rest(frame: gpd.GeoDataFrame) -> pd.Series:
@@ -153,7 +161,11 @@ def ecoregion_means(ecoregions: gpd.GeoDataFrame,  # polygons
     table = exact_extract(precipitation.rio.write_crs(box.crs.to_wkt()), shapes, [f"mm=mean(coverage_weight={weight})"], output="pandas")
     return table["mm"].to_numpy(float)
 
-# %% ../nbs/reference/20_zones.ipynb #a36a7c00
+# %% ../nbs/reference/20_zones.ipynb #1560f03a
+def _degrees(bounds: Any) -> str:
+    return "{:.1f} E {:.1f} N to {:.1f} E {:.1f} N".format(*bounds)
+
+
 def zone_map(ecoregions: str | Path | gpd.GeoDataFrame,  # in one of `SCHEMAS`
              precipitation: str | Path | xr.DataArray,  # mm per year
              zones: Mapping[str, Mapping[str, Any]] = ZONES,  # thresholds
@@ -161,6 +173,8 @@ def zone_map(ecoregions: str | Path | gpd.GeoDataFrame,  # in one of `SCHEMAS`
     "Ecoregions with their mean precipitation and their zone."
     found, rain = read_ecoregions(ecoregions), read_precipitation(precipitation)
     mean = ecoregion_means(found, rain)
+    if np.isnan(mean).all():
+        raise DataError(f"no ecoregion is met by precipitation: ecoregions within {_degrees(found.total_bounds)}, precipitation within {_degrees(geobox_of(rain).geographic_extent.boundingbox.bbox)}; give two that overlap")
     result = found.assign(mean_mm=mean, zone=classify(mean, zones), area_km2=ground_area(found.geometry) / 1e6)
     result = result[["eco_id", "eco_name", "biome", "realm", "mean_mm", "zone", "area_km2", "geometry"]]
     dry = result.loc[result["zone"].isna(), "eco_name"].unique()
@@ -231,12 +245,13 @@ def _nearest(shapes: gpd.GeoSeries, lon: float, lat: float, tolerance_km: float)
     away = [Geod(ellps="WGS84").line_length(*shapely.shortest_line(point, s).xy) / 1000 for s in shapes.iloc[near]]
     return int(near[np.argmin(away)]) if away and min(away) <= tolerance_km else -1
 
-# %% ../nbs/reference/20_zones.ipynb #5365073a
+# %% ../nbs/reference/20_zones.ipynb #f14179ec
 def _cell(rain: xr.DataArray, lon: float, lat: float, tolerance_km: float) -> float:
     "Precipitation of the cell that holds a place, or of the nearest with data within a tolerance; NaN if there is none."
     box = geobox_of(rain)
     x, y = Transformer.from_crs(4326, box.crs.to_wkt(), always_xy=True).transform(lon, lat)
-    col, row = (int(np.floor(v)) for v in box.wld2pix(x, y))
+    px, py = box.wld2pix(x, y)
+    col, row = int(np.floor(px)), int(np.floor(py))
     if 0 <= row < rain.shape[0] and 0 <= col < rain.shape[1] and np.isfinite(rain.values[row, col]):
         return float(rain.values[row, col])
     step = box.resolution.map(abs).xy if not box.crs.geographic else (abs(box.affine.a) * 111_320 * max(np.cos(np.radians(lat)), 0.02), abs(box.affine.e) * 110_500)
@@ -245,7 +260,7 @@ def _cell(rain: xr.DataArray, lon: float, lat: float, tolerance_km: float) -> fl
     r, c = np.nonzero(np.isfinite(rain.values[np.ix_(rows, cols)]))
     if not len(r):
         return np.nan
-    lons, lats = Transformer.from_crs(box.crs.to_wkt(), 4326, always_xy=True).transform(*box.pix2wld(cols[c] + 0.5, rows[r] + 0.5))
+    lons, lats = Transformer.from_crs(box.crs.to_wkt(), 4326, always_xy=True).transform(*box.pix2wld(np.clip(px, cols[c], cols[c] + 1), np.clip(py, rows[r], rows[r] + 1)))
     away = Geod(ellps="WGS84").inv(lons, lats, np.full(len(r), lon), np.full(len(r), lat))[2] / 1000
     return float(rain.values[rows[r[away.argmin()]], cols[c[away.argmin()]]]) if away.min() <= tolerance_km else np.nan
 
@@ -261,7 +276,7 @@ def zone_of(lon: float,  # degrees east, -180..180
     "The precipitation zone of a place."
     return place_of(lon, lat, ecoregions, precipitation, mode, tolerance_km, zones)["zone"]
 
-# %% ../nbs/reference/20_zones.ipynb #6108b496
+# %% ../nbs/reference/20_zones.ipynb #fd85b226
 def place_of(lon: float,  # degrees east, -180..180
              lat: float,  # degrees north, -90..90
              ecoregions: str | Path | gpd.GeoDataFrame,  # ecoregions, or the result of `zone_map`
@@ -280,7 +295,7 @@ def place_of(lon: float,  # degrees east, -180..180
     else:
         mm, name = _ecoregion(lon, lat, ecoregions, precipitation, tolerance_km)
     if np.isnan(mm):
-        where = f"the ecoregion {name} of" if name else f"within {tolerance_km:g} km of"
+        where = f"in the ecoregion {name} of" if name else f"within {tolerance_km:g} km of"
         raise DataError(f"no precipitation {where} longitude {lon}, latitude {lat}; is the place in the sea, or beyond the raster?")
     return {"zone": classify(mm, zones), "mm": mm, "eco_name": name}
 
