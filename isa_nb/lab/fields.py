@@ -242,11 +242,22 @@ def _span(code, key, height, row, xa, xb, x0, res, c, k, h):  # paint the pixels
         key[row, col] = k
         height[row, col] = h
 
-# %% ../../nbs/reference/12b_lab_fields.ipynb #92400be1
+# %% ../../nbs/reference/12b_lab_fields.ipynb #0738b37b
+@njit(cache=True, nogil=True)
+def _ridge(p):  # middle of a roof and the normal of its ridge, pointing north
+    ax, ay = p[1, 0] - p[0, 0], p[1, 1] - p[0, 1]
+    bx, by = p[p.shape[0] - 1, 0] - p[0, 0], p[p.shape[0] - 1, 1] - p[0, 1]
+    nx, ny = (-ay, ax) if np.hypot(ax, ay) >= np.hypot(bx, by) else (-by, bx)
+    if ny < 0:
+        nx, ny = -nx, -ny
+    return (p[:, 0].min() + p[:, 0].max()) / 2, (p[:, 1].min() + p[:, 1].max()) / 2, nx, ny
+
+
 @njit(cache=True, nogil=True)
 def _fill(p, x0, y0, res, code, key, height, c, k, h, cx, cw):
     lo, hi = p[:, 1].min(), p[:, 1].max()
     n = p.shape[0]
+    mx, my, nx, ny = _ridge(p) if h > 0 else (0.0, 0.0, 0.0, 0.0)
     for row in range(max(0, int(np.ceil((y0 - hi) / res - 0.5))), min(code.shape[0], int(np.floor((y0 - lo) / res - 0.5)) + 1)):
         y = y0 - (row + 0.5) * res
         m = 0
@@ -264,8 +275,15 @@ def _fill(p, x0, y0, res, code, key, height, c, k, h, cx, cw):
         wind = 0
         for q in range(m - 1):
             wind += cw[q]
-            if wind != 0:
-                _span(code, key, height, row, cx[q], cx[q + 1], x0, res, c, k, h)
+            if wind != 0 and cx[q] < cx[q + 1]:
+                if h > 0:  # a roof: its northern half gets the key with the last bit set
+                    ridge = mx - (y - my) * ny / nx if abs(nx) > 1e-9 else (1e18 if y > my else -1e18)
+                    side = np.uint32(1) if nx > 0 else np.uint32(0)
+                    ridge = min(max(ridge, cx[q]), cx[q + 1])
+                    _span(code, key, height, row, cx[q], ridge, x0, res, c, (k & np.uint32(0xFFFFFFFE)) | (np.uint32(1) - side), h)
+                    _span(code, key, height, row, ridge, cx[q + 1], x0, res, c, (k & np.uint32(0xFFFFFFFE)) | side, h)
+                else:
+                    _span(code, key, height, row, cx[q], cx[q + 1], x0, res, c, k, h)
 
 # %% ../../nbs/reference/12b_lab_fields.ipynb #3c403e10
 @njit(cache=True, nogil=True)

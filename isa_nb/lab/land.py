@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'PLACES', 'STYLE', 'FLOW', 'STEP', 'PIECE', 'LATTICE', 'WILD', 'FIELD', 'ORCHARD', 'GREENHOUSE', 'POND',
-           'CROPS', 'Plane', 'great_rivers', 'streams', 'lakes', 'segment_distance', 'Water', 'water', 'Terrain',
-           'hilliness', 'terrain', 'Districts', 'districts', 'land']
+           'CROPS', 'Plane', 'great_rivers', 'smooth', 'streams', 'lakes', 'segment_distance', 'Water', 'water',
+           'Terrain', 'hilliness', 'terrain', 'Districts', 'districts', 'tracks', 'land']
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #03be50cd
+# %% ../../nbs/reference/12c_lab_land.ipynb #f7265c9e
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from numba import njit
 from odc.geo.geom import point
+from scipy.spatial import Voronoi
 
 from ..core import RequestError, unknown
-from .fields import CODE, LINE, Shapes, _mix, concat, extents, fbm, hash64, make_key, noise, shapes, stream, take
+from .fields import ALWAYS, CODE, LINE, Shapes, _mix, concat, extents, fbm, hash64, make_key, noise, shapes, stream, take
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #87ceb232
 STUDY = {"W1": ("Urumqi", 87.62, 43.82), "W2": ("Yining", 81.32, 43.92), "W3": ("Beijing", 116.40, 39.90), "W4": ("Wuhan", 114.30, 30.60)}
@@ -53,7 +54,7 @@ class Plane:
         "(n, 2) coordinates of the cities that stand at real places."
         return _pins(self)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #f3eb323a
+# %% ../../nbs/reference/12c_lab_land.ipynb #6f857ecd
 STYLE = {
     "W1": dict(relief=1500, hill=0.30, great_gap=60_000, great_width=25, bed=5.0, stream_gap=12_000, stream_width=1.2, lake_gap=26_000, lake_p=0.10, lake_r=350,
                district=1100, field_w=(60, 130), field_l=(250, 500), arable=0.02, wet=-0.35, oasis=1.0),
@@ -61,7 +62,7 @@ STYLE = {
                district=900, field_w=(40, 90), field_l=(180, 420), arable=0.15, wet=-0.12, oasis=0.75),
     "W3": dict(relief=500, hill=0.12, great_gap=42_000, great_width=90, bed=2.4, stream_gap=8000, stream_width=4.0, lake_gap=14_000, lake_p=0.18, lake_r=280,
                district=700, field_w=(18, 55), field_l=(120, 300), arable=0.92, wet=0.05, oasis=0.0),
-    "W4": dict(relief=320, hill=0.36, great_gap=48_000, great_width=1000, bed=1.08, stream_gap=5200, stream_width=9.0, lake_gap=6500, lake_p=0.42, lake_r=620,
+    "W4": dict(relief=330, hill=0.46, great_gap=48_000, great_width=1000, bed=1.08, stream_gap=5200, stream_width=9.0, lake_gap=5200, lake_p=0.50, lake_r=640,
                district=430, field_w=(12, 38), field_l=(35, 120), arable=0.80, wet=0.30, oasis=0.0),
 }
 
@@ -81,14 +82,15 @@ def _pins(p: Plane) -> np.ndarray:
     xy = [point(lon, lat, "EPSG:4326").to_crs(p.crs).coords[0] for _, lon, lat, z in PLACES if z == p.zone and (centre is None or abs(lon - centre) <= 3)]
     return np.array(xy, float).reshape(-1, 2)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #b813b5de
+# %% ../../nbs/reference/12c_lab_land.ipynb #b459d8e8
 FLOW = {"W1": 1.35, "W2": 0.15, "W3": -0.35, "W4": 0.45}  # direction of the great rivers, radians from east
 
 
 def _bend(p: Plane, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Displace points by smooth noise: meanders of 2 to 8 km."
-    dx = 1500 * noise(x, y, 7000, p.key + np.uint64(101), 2) + 420 * noise(x, y, 1900, p.key + np.uint64(102), 2)
-    dy = 1500 * noise(x, y, 7000, p.key + np.uint64(103), 2) + 420 * noise(x, y, 1900, p.key + np.uint64(104), 2)
+    big, small = (2300, 700) if p.style["great_width"] < 500 else (2600, 350)
+    dx = big * noise(x, y, 8000, p.key + np.uint64(101), 2) + small * noise(x, y, 2300, p.key + np.uint64(102), 2)
+    dy = big * noise(x, y, 8000, p.key + np.uint64(103), 2) + small * noise(x, y, 2300, p.key + np.uint64(104), 2)
     return x + dx, y + dy
 
 
@@ -112,7 +114,7 @@ def _great(p: Plane, k: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarr
     at0 = 6000 * noise(0, k * 1e6, 30_000, p.key + np.uint64(105), 2) + 500 * noise(0, k * 1e6, 4500, p.key + np.uint64(106), 2)
     return k * gap + shift + bend - np.where(k == 0, at0, 0), width * (1 + 0.5 * noise(s, k * 1e6 + 5e5, 6000, p.key + np.uint64(107), 2))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #05fdc227
+# %% ../../nbs/reference/12c_lab_land.ipynb #adad04b8
 STEP, PIECE = 120.0, 24  # points of a great river every STEP metres, PIECE steps to an object
 
 
@@ -138,10 +140,15 @@ def great_rivers(p: Plane,  # the plane
         for name, f, code, layer in (("bed", p.style["bed"], _bed_code(p), 0), ("water", 1.0, CODE["water_turbid"], 2)):
             off = w * (f - 1) * 0.4 * noise(i * STEP, k * 1e6, 3000, p.key + np.uint64(108), 2)
             a, b = line(t + off * (name == "bed") + w * f / 2), line(t + off * (name == "bed") - w * f / 2)
-            parts.append(shapes(np.concatenate([a[ring], b[ring][:, ::-1]], 1), name, code, layer, hash64(p.key, 11, k, first + np.arange(n)), tag="river"))
+            parts.append(shapes(np.concatenate([a[ring], b[ring][:, ::-1]], 1), name, code, layer, smooth(hash64(p.key, 11, k, first + np.arange(n))), tag="river"))
         segs.append(np.hstack([mid[:-1], mid[1:], w[:-1, None] / 2]))
     near = np.concatenate(segs)
     return concat(parts), near
+
+
+def smooth(key: np.ndarray) -> np.ndarray:
+    "Keys of objects without a brightness of their own (their lower half is 0): they vary smoothly with the place."
+    return key & np.uint64(0xFFFFFFFF00000000)
 
 
 def _bed_code(p: Plane) -> int:
@@ -158,7 +165,7 @@ def _nodes(p: Plane, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:
     dist = np.take_along_axis(d, best[None], 0)[0]
     return s, t, np.abs(dist) + 1.6 * g * noise(s, t, 3.1 * g, p.key + np.uint64(109), 2), dist
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #b62b2c97
+# %% ../../nbs/reference/12c_lab_land.ipynb #9da1075f
 def streams(p: Plane,  # the plane
             bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
             ) -> tuple[Shapes, np.ndarray]:  # lines; segments (n, 5): x1, y1, x2, y2, half width
@@ -186,21 +193,21 @@ def streams(p: Plane,  # the plane
     es = np.where(joins, ns[q] + 0.25 * g, es)
     k = np.round((nt - dist)[q] / p.style["great_gap"]).astype(int)
     et = np.where(joins, _nearest_great(p, k, es, nt[q]), et)
-    return _stream_lines(p, np.stack([ns[q], nt[q], es, et], -1), acc[q], hash64(p.key, 12, I[q], J[q]), (c, s, s0, t0), bounds)
+    return _stream_lines(p, np.stack([ns[q], nt[q], es, et], -1), acc[q], smooth(hash64(p.key, 12, I[q], J[q])), (c, s, s0, t0), bounds)
 
 
 def _nearest_great(p: Plane, k: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
     d = np.stack([_great(p, k + m, s)[0] for m in (-1, 0, 1)])
     return np.take_along_axis(d, np.abs(d - t).argmin(0)[None], 0)[0]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #fabfb7c2
+# %% ../../nbs/reference/12c_lab_land.ipynb #d4142288
 def _stream_lines(p: Plane, ends: np.ndarray, acc: np.ndarray, key: np.ndarray, frame: tuple[float, ...], bounds: tuple[float, ...]) -> tuple[Shapes, np.ndarray]:
     c, s, s0, t0 = frame
     f = np.linspace(0, 1, 33)
     x = ends[:, :1] * (1 - f) + ends[:, 2:3] * f
     y = ends[:, 1:2] * (1 - f) + ends[:, 3:] * f
     along = ends[:, 2:] - ends[:, :2]
-    swing = np.sin(np.pi * f) * (0.35 * noise(f * 2.2, (key % np.uint64(99991)).astype(float)[:, None], 1, p.key, 3))
+    swing = np.sin(np.pi * f) * (0.35 * noise(f * 2.2, ((key >> np.uint64(32)) % np.uint64(99991)).astype(float)[:, None], 1, p.key, 3))
     x, y = x - along[:, 1:] * swing + s0, y + along[:, :1] * swing + t0
     pts = np.stack(_bend(p, x * c - y * s, x * s + y * c), -1)
     width = p.style["stream_width"] * np.sqrt(acc)
@@ -213,45 +220,55 @@ def _stream_lines(p: Plane, ends: np.ndarray, acc: np.ndarray, key: np.ndarray, 
     segs = np.concatenate([pts[:, :-1], pts[:, 1:], np.broadcast_to(width[:, None, None] / 2, (len(pts), 32, 1))], -1).reshape(-1, 5)
     return concat(out), segs
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #e09900ac
+# %% ../../nbs/reference/12c_lab_land.ipynb #9f928b9d
 def lakes(p: Plane,  # the plane
           bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
           ) -> Shapes:  # polygons
     "Lakes near a window."
-    g, n = p.style["lake_gap"], 120
+    g, n = p.style["lake_gap"], 200
     i, j = np.meshgrid(np.arange(int((bounds[0] - 4000) // g), int((bounds[2] + 4000) // g) + 1), np.arange(int((bounds[1] - 4000) // g), int((bounds[3] + 4000) // g) + 1))
     x, y = (i + stream(p.key, "lake x", i, j)) * g, (j + stream(p.key, "lake y", i, j)) * g
     r = p.style["lake_r"] * np.exp(0.6 * (2 * stream(p.key, "lake r", i, j) + stream(p.key, "lake q", i, j) - 1.5))
     there = stream(p.key, "lake", i, j) < p.style["lake_p"]
     if len(p.pins):
-        there &= np.hypot(x[..., None] - p.pins[:, 0], y[..., None] - p.pins[:, 1]).min(-1) > 1200 + r
+        there &= np.hypot(x[..., None] - p.pins[:, 0], y[..., None] - p.pins[:, 1]).min(-1) > 900 + 1.6 * r
     x, y, r, i, j = (v[there] for v in (x, y, r, i, j))
     phi = np.arange(n) * 2 * np.pi / n
     rough = sum((0.55 / h) * np.cos(h * phi + 2 * np.pi * stream(p.key, f"lake {h}", i, j)[:, None]) * stream(p.key, f"lake a{h}", i, j)[:, None] for h in (1, 2, 3, 5, 8, 13))
     rad = r[:, None] * np.exp(rough)
     px, py = x[:, None] + rad * np.cos(phi), y[:, None] + rad * np.sin(phi)
-    d = r[:, None] * 0.5
-    px, py = px + d * noise(px, py, 700, p.key + np.uint64(111), 3), py + d * noise(px, py, 700, p.key + np.uint64(112), 3)
+    d = r[:, None] * {"W4": 1.1}.get(p.zone, 0.5)
+    px, py = px + d * noise(px, py, 900, p.key + np.uint64(111), 4), py + d * noise(px, py, 900, p.key + np.uint64(112), 4)
     u = stream(p.key, "lake code", i, j)
     code = np.where(u < {"W1": 0.2, "W2": 0.1, "W3": 0.4, "W4": 0.6}[p.zone], CODE["water_dark"], np.where(u < 0.8, CODE["water_clear"], CODE["water_turbid"]))
     ring = np.stack([px, py], -1)
     key = hash64(p.key, 13, i, j)
     shore = CODE["salt_crust" if p.zone == "W1" else "wetland" if p.zone == "W4" else "grass"]
     rim = np.stack([x, y], -1)[:, None] + (ring - np.stack([x, y], -1)[:, None]) * (1 + 0.15 * stream(p.key, "rim", i, j))[:, None, None]
-    return concat([shapes(rim, "bed", shore, -1, key, tag="shore"), shapes(ring, "water", code, 2, key, tag="lake")])
+    return concat([shapes(rim, "bed", shore, -1, key, tag="shore"), shapes(ring, "water", code, 1, key, tag="lake")])
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #1c7eeb56
+# %% ../../nbs/reference/12c_lab_land.ipynb #2eb133f8
 @njit(cache=True, nogil=True)
-def segment_distance(x, y, segs, out):  # distance to the nearest bank, negative inside
+def _to_segment(x, y, s):  # distance from a point to one bank of a segment
+    ux, uy = s[2] - s[0], s[3] - s[1]
+    f = min(max(((x - s[0]) * ux + (y - s[1]) * uy) / (ux * ux + uy * uy + 1e-9), 0.0), 1.0)
+    return np.hypot(x - s[0] - f * ux, y - s[1] - f * uy) - s[4]
+
+
+@njit(cache=True, nogil=True)
+def segment_distance(x, y, segs, cap, out):
+    "Distance of points to the nearest of many lines with width, at most `cap`, negative inside."
+    long, last = 0.0, 0
+    for k in range(segs.shape[0]):
+        long = max(long, abs(segs[k, 2] - segs[k, 0]) + segs[k, 4], abs(segs[k, 3] - segs[k, 1]) + segs[k, 4])
     for q in range(x.size):
-        best = 6000.0
+        best = cap if segs.shape[0] == 0 else min(cap, _to_segment(x[q], y[q], segs[last]))  # the neighbour's nearest is a good first guess
+        reach = best + long
         for k in range(segs.shape[0]):
-            ax, ay, bx, by, h = segs[k]
-            if abs(x[q] - ax) > best + h + 4000 or abs(y[q] - ay) > best + h + 4000:
-                continue
-            ux, uy = bx - ax, by - ay
-            f = min(max(((x[q] - ax) * ux + (y[q] - ay) * uy) / (ux * ux + uy * uy + 1e-9), 0.0), 1.0)
-            best = min(best, np.hypot(x[q] - ax - f * ux, y[q] - ay - f * uy) - h)
+            if abs(x[q] - segs[k, 0]) <= reach and abs(y[q] - segs[k, 1]) <= reach:
+                d = _to_segment(x[q], y[q], segs[k])
+                if d < best:
+                    best, last, reach = d, k, d + long
         out[q] = best
 
 
@@ -269,7 +286,7 @@ def _in_rings(x, y, xy, start, box, out):
                     out[q] = True
                     break
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #eac2eba1
+# %% ../../nbs/reference/12c_lab_land.ipynb #bdf26f8d
 @dataclass
 class Water:
     "Rivers and lakes near a window."
@@ -277,17 +294,17 @@ class Water:
     segs: np.ndarray  # (n, 5) centre segments of rivers and streams with half widths
     rings: Shapes = field(repr=False)  # lake outlines only
 
-    def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        "Metres to the nearest river bank (at most 6000), negative in the river."
+    def distance(self, x: np.ndarray, y: np.ndarray, cap: float = 6000.0) -> np.ndarray:
+        "Metres to the nearest river bank (at most `cap`), negative in the river."
         out = np.empty(np.size(x))
-        segment_distance(np.ravel(x).astype(float), np.ravel(y).astype(float), self.segs, out)
+        segment_distance(np.ravel(x).astype(float), np.ravel(y).astype(float), self.segs, cap, out)
         return out.reshape(np.shape(x))
 
     def covers(self, x: np.ndarray, y: np.ndarray, margin: float | np.ndarray = 0.0) -> np.ndarray:
         "Is a point in a lake, or nearer than `margin` to a river?"
         out = np.zeros(np.size(x), bool)
         _in_rings(np.ravel(x).astype(float), np.ravel(y).astype(float), self.rings.xy, self.rings.start, extents(self.rings), out)
-        return out.reshape(np.shape(x)) | (self.distance(x, y) < margin)
+        return out.reshape(np.shape(x)) | (self.distance(x, y, float(np.max(margin, initial=0)) + 1) < margin)
 
 
 def water(p: Plane,  # the plane
@@ -297,9 +314,13 @@ def water(p: Plane,  # the plane
     great, a = great_rivers(p, bounds)
     small, b = streams(p, bounds)
     lake = lakes(p, bounds)
+    e = extents(lake)
+    gap = np.empty(len(lake))
+    segment_distance((e[:, 0] + e[:, 2]) / 2, (e[:, 1] + e[:, 3]) / 2, a, 4000.0, gap)
+    lake = take(lake, gap > 0.42 * (e[:, 2] - e[:, 0]))  # a lake keeps off the great river
     segs = np.concatenate([a, b])
     near = (segs[:, 0] > bounds[0] - 7000) & (segs[:, 0] < bounds[2] + 7000) & (segs[:, 1] > bounds[1] - 7000) & (segs[:, 1] < bounds[3] + 7000)
-    return Water(concat([great, small, lake]), np.ascontiguousarray(segs[near]), take(lake, lake.layer == 2))
+    return Water(concat([great, small, lake]), np.ascontiguousarray(segs[near]), take(lake, lake.layer == 1))
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #11b14860
 LATTICE = 64.0
@@ -315,7 +336,7 @@ class Terrain:
     moist: np.ndarray
     river: np.ndarray  # metres to the nearest bank
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #2cf6da1c
+# %% ../../nbs/reference/12c_lab_land.ipynb #b24bf6f7
 def hilliness(p: Plane,  # the plane
               x: np.ndarray, y: np.ndarray,  # metres
               river: np.ndarray,  # metres to the nearest river bank
@@ -323,7 +344,7 @@ def hilliness(p: Plane,  # the plane
     "How hilly the land is."
     raw = noise(x, y, 22_000, p.key + np.uint64(1), 4) * 1.8 + (p.style["hill"] - 0.5) * 1.6
     for px, py in p.pins:
-        raw = raw - 0.9 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 7000 ** 2)
+        raw = raw - 0.9 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 5200 ** 2)
     return np.clip(raw * 2.2 + 0.35, 0, 1) * np.clip((river - 150) / 1200, 0, 1)
 
 
@@ -338,8 +359,8 @@ def terrain(p: Plane,  # the plane
     x, y = np.meshgrid(c, r)
     river = w.distance(x, y)
     hill = hilliness(p, x, y, river)
-    ridge = 1 - 2 * np.abs(noise(x, y, 5200, p.key + np.uint64(2), 6))
-    height = 30 * noise(x, y, 9000, p.key + np.uint64(3), 4) + p.style["relief"] * hill * (0.35 + 0.65 * hill) * ridge
+    ridges = sum(0.55 ** o * (1 - 3.2 * np.abs(noise(x, y, 6400 / 2 ** o, p.key + np.uint64(60 + o), 1))) for o in range(6)) / 2.2
+    height = 30 * noise(x, y, 9000, p.key + np.uint64(3), 4) + p.style["relief"] * hill * (0.25 + 0.35 * hill + 0.8 * ridges)
     moist = p.style["wet"] + 0.9 * noise(x, y, 9000, p.key + np.uint64(4), 4) + 0.35 * np.exp(-np.maximum(river, 0) / 900)
     return Terrain(c[0], r[0], hill, height, moist + _oasis(p, x, y, oases), river)
 
@@ -357,7 +378,7 @@ CROPS = {  # main crops of a zone, with weights; the last is what lies fallow
     "W1": (("crop_irrigated", 0.75), ("crop_rainfed", 0.05), ("fallow", 0.20)), "W2": (("crop_irrigated", 0.45), ("crop_rainfed", 0.30), ("fallow", 0.25)),
     "W3": (("crop_irrigated", 0.60), ("crop_rainfed", 0.30), ("fallow", 0.10)), "W4": (("paddy", 0.58), ("crop_rainfed", 0.34), ("fallow", 0.08))}
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #e24e6123
+# %% ../../nbs/reference/12c_lab_land.ipynb #f1e59b5f
 @dataclass
 class Districts:
     "Field districts on their grid; arrays of shape (nj, ni)."
@@ -388,16 +409,37 @@ def districts(p: Plane,  # the plane
     hill = hilliness(p, x, y, river)
     moist = s["wet"] + 0.9 * noise(x, y, 9000, p.key + np.uint64(4), 4) + 0.35 * np.exp(-np.maximum(river, 0) / 900) + _oasis(p, x, y, oases)
     dry = np.clip((moist - 0.25) / 0.12, 0, 1) if s["oasis"] else 1.0
-    u = r("district use")
     use = np.where((r("arable") < np.maximum(s["arable"] * (s["oasis"] == 0), dry)) & (hill < 0.45), FIELD, WILD)
     shares = {"W1": (0.10, 0.02, 0.0), "W2": (0.12, 0.03, 0.0), "W3": (0.08, 0.05, 0.01), "W4": (0.07, 0.03, 0.09)}[p.zone]
-    for kind, lo, hi in zip((ORCHARD, GREENHOUSE, POND), np.cumsum((0, *shares)), np.cumsum(shares), strict=False):
-        use = np.where((use == FIELD) & (u >= lo) & (u < hi), kind, use)
+    for n, (kind, share) in enumerate(zip((ORCHARD, GREENHOUSE, POND), shares, strict=True)):  # in clusters: where a slow noise is high
+        use = np.where((use == FIELD) & (stream(p.key, f"special {n}", i, j) < share * np.clip(12 * noise(x, y, 6000, p.key + np.uint64(30 + n), 2), 0, 6)), kind, use)
     square = {"W1": 0.3, "W2": 0.5, "W3": 0.06, "W4": 1.5}[p.zone]
     theta = square * (r("theta") - 0.5) * 2 + (0.25 if p.zone == "W2" else 0)
     span = lambda name, lo, hi: lo + (hi - lo) * r(name) ** 1.5  # noqa: E731
     crop = np.searchsorted(np.cumsum([q for _, q in CROPS[p.zone]])[:-1], r("main crop"))
     return Districts(i0, j0, x, y, use.astype(np.int8), theta, span("w", *s["field_w"]), span("l", *s["field_l"]), crop.astype(np.int8), hash64(p.key, 14, i, j))
+
+# %% ../../nbs/reference/12c_lab_land.ipynb #08c190a0
+def tracks(p: Plane,  # the plane
+           d: Districts,  # districts of a window
+           ) -> Shapes:  # lines
+    "Farm tracks on the borders between districts, one of which at least is farmed."
+    v = Voronoi(np.stack([d.x.ravel(), d.y.ravel()], -1))
+    ends, sides = np.array(v.ridge_vertices), v.ridge_points
+    farmed = d.use.ravel()[sides] != WILD
+    ok = (ends >= 0).all(1) & farmed.any(1)
+    ends, sides, both = ends[ok], sides[ok], farmed.all(1)[ok]
+    keys = np.sort(d.key.ravel()[sides], 1)
+    key = hash64(keys[:, 0], 16, 0, 0) ^ keys[:, 1]
+    there = stream(key, "track") < np.where(both, 0.85, 0.4)
+    pts = v.vertices[ends]
+    f = np.linspace(0, 1, 5)[None, :, None]
+    line = pts[:, :1] * (1 - f) + pts[:, 1:] * f
+    bend = 14 * noise(line[..., 0], line[..., 1], 350, p.key + np.uint64(17), 1)[..., None] * np.sin(np.pi * f)
+    paved = stream(key, "paved") < {"W1": 0.12, "W2": 0.15, "W3": 0.35, "W4": 0.38}[p.zone]
+    s = shapes(line + bend, "road", np.where(paved, CODE["concrete"], CODE["bare_soil"]), 18, key, geom=LINE, width=np.where(paved, 4.0, 3.2),
+               built=np.where(paved & (stream(key, "late") < 0.3), 2015 + (8 * stream(key, "year")).astype(int), ALWAYS), tag=np.where(paved, "unclassified", "track").astype(object))
+    return take(s, there)
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #6bb41401
 @njit(cache=True, nogil=True, inline="always")
@@ -423,7 +465,7 @@ def _parcel(px, py, w, length, key):  # -> hash of the parcel, distances to its 
         hi = i + 1 + 0.35 * (_u(_mix(hj + np.uint64(np.int64(i + 1))), 2) - 0.5)
     return _mix(hj + np.uint64(np.int64(i)) * np.uint64(77)), min(q - lo, hi - q) * w, e
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #12fd4443
+# %% ../../nbs/reference/12c_lab_land.ipynb #be60750f
 @njit(cache=True, nogil=True)
 def _field(use, hash_, side, end, main, zone, crops, shares):  # surface of a point in a farmed district
     if end < 1.8:
@@ -432,12 +474,13 @@ def _field(use, hash_, side, end, main, zone, crops, shares):  # surface of a po
         return 33 if _u(hash_, 3) < (0.45 if zone < 3 else 0.3) else 30  # tree row beside the track
     if side < (0.7 if zone != 4 else 1.1):
         return 30  # balk
-    if use == 2:
+    q = _u(hash_, 5)
+    if use == 2 and q < 0.75:
         return 24
-    if use == 3:
-        return 25 if _u(hash_, 5) < 0.75 else 10
-    if use == 4:
-        return 10 if side < 3 or end < 5 else (42 if _u(hash_, 5) < 0.7 else 43)
+    if use == 3 and q < 0.6:
+        return 25 if side > 2.0 and end > 3.0 else 10
+    if use == 4 and q < 0.8:
+        return 10 if side < 3 or end < 5 else (42 if q < 0.55 else 43)
     u = _u(hash_, 4)
     if u < 0.62:
         return crops[main]
@@ -448,36 +491,46 @@ def _field(use, hash_, side, end, main, zone, crops, shares):  # surface of a po
             return crops[k]
     return crops[2]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #7ce1828d
+# %% ../../nbs/reference/12c_lab_land.ipynb #56ba45c2
 @njit(cache=True, nogil=True)
-def _wild(zone, hill, height, slope, moist, river, n1, n2):  # surface of a point nobody farms; n1, n2: ragged noise of about 40 m and 300 m
+def _wild_dry(height, slope, moist, river, n1, n2, wash):  # W1: gravel plains, washes, dunes, salt, bare mountains
     v = moist + 0.5 * n1 + 0.6 * n2
-    if zone == 1:
-        if height > 900 + 300 * n2:
-            return 50 if height > 1250 + 200 * n1 else (13 if v < 0.1 else 35)
-        if slope > 0.30 + 0.2 * n1:
-            return 13
-        if v > 0.42:
-            return 32 if n1 > 0 else 31
-        if v > 0.25:
-            return 31 if n1 > 0.05 else 10
-        if v < -0.62:
-            return 12
-        if river < 400 and n2 > 0.28:
-            return 14
-        return 11 if n2 + 0.5 * n1 > -0.12 else 10
-    if zone == 2:
-        if height > 950 + 300 * n2:
-            return 50 if height > 1200 + 150 * n1 else 35
-        if slope > 0.42 + 0.2 * n1:
-            return 13
-        if hill > 0.35 and v > 0.05:
-            return 34 if v > 0.2 else 30
-        if v > 0.3:
-            return 30
-        if v > 0.05:
-            return 32 if n1 > 0.22 else 31
-        return 31 if n1 + n2 > -0.22 else (10 if n2 > -0.3 else 11)
+    if height > 900 + 300 * n2:
+        return 50 if height > 1250 + 200 * n1 else (13 if v < 0.1 else 35)
+    if slope > 0.30 + 0.2 * n1:
+        return 13
+    if v > 0.25:
+        return 32 if v > 0.42 and n1 > 0 else (31 if n1 > 0.05 or v > 0.42 else 10)
+    if wash < 0.02 * n1 - 0.004:
+        return 12 if n2 > -0.12 else 32
+    if v < -0.75:
+        return 12
+    if river < 500 and n2 > 0.22:
+        return 14
+    return 11 if moist + 1.1 * n2 + 0.5 * n1 > -0.42 else 10
+
+
+@njit(cache=True, nogil=True)
+def _wild_steppe(hill, height, slope, moist, river, n1, n2, wash):  # W2: steppe, gullies, meadows, conifers on wet slopes
+    v = moist + 0.5 * n1 + 0.6 * n2
+    if height > 950 + 300 * n2:
+        return 50 if height > 1200 + 150 * n1 else 35
+    if slope > 0.42 + 0.2 * n1:
+        return 13
+    if hill > 0.35 and v > 0.05:
+        return 34 if v > 0.2 else 30
+    if v > 0.3:
+        return 30
+    if wash < 0.02 * n1 - 0.006:
+        return 32 if n2 > -0.05 else 10
+    if v > 0.05:
+        return 32 if n1 > 0.22 else 31
+    return 31 if moist + 0.8 * n2 + 0.6 * n1 > -0.38 else (10 if n1 > -0.3 else 11)
+
+
+@njit(cache=True, nogil=True)
+def _wild_wet(zone, hill, moist, river, n1, n2):  # W3 and W4: woods and scrub on hills, grass, groves and wetland below
+    v = moist + 0.5 * n1 + 0.6 * n2
     if zone == 3:
         if hill > 0.3:
             return 33 if v > 0.1 else (34 if v > 0 else (32 if n1 > -0.2 else 13))
@@ -490,7 +543,7 @@ def _wild(zone, hill, height, slope, moist, river, n1, n2):  # surface of a poin
         return 40
     return 33 if v > 0.36 else (32 if v > 0.22 else 30)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #019ffe14
+# %% ../../nbs/reference/12c_lab_land.ipynb #2b0a0b23
 @njit(cache=True, nogil=True)
 def _bilinear(a, r, c):
     i, j = int(r), int(c)
@@ -499,7 +552,7 @@ def _bilinear(a, r, c):
 
 
 @njit(cache=True, nogil=True)
-def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j0, dx, dy, use, theta, pw, pl, main, dkey, crops, shares, code, okey):
+def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j0, dx, dy, use, theta, pw, pl, main, dkey, crops, shares, fc, fs, code, okey):
     step = 64.0
     for row in range(code.shape[0]):
         y = y0 - (row + 0.5) * res
@@ -525,10 +578,16 @@ def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j
                 n1, n2 = fbm(x / 45.0, y / 45.0, key + np.uint64(5), 2), fbm(x / 420.0, y / 420.0, key + np.uint64(6), 3)
                 z = _bilinear(height, r, c)
                 slope = np.hypot(_bilinear(height, r, c + 0.5) - _bilinear(height, r, c - 0.5), _bilinear(height, r + 0.5, c) - _bilinear(height, r - 0.5, c)) / step
-                code[row, col] = _wild(zone, hl, z, slope, _bilinear(moist, r, c), _bilinear(river, r, c), n1, n2)
+                m, b_ = _bilinear(moist, r, c), _bilinear(river, r, c)
+                if zone > 2:
+                    code[row, col] = _wild_wet(zone, hl, m, b_, n1, n2)
+                else:
+                    fan = fbm(x / 5200.0, y / 5200.0, key + np.uint64(9), 2)
+                    wash = abs(fbm((x * fc + y * fs) / 4200.0, (y * fc - x * fs) / 420.0, key + np.uint64(8), 4)) - 0.16 * max(fan - 0.04, 0.0)
+                    code[row, col] = _wild_dry(z, slope, m, b_, n1, n2, wash) if zone == 1 else _wild_steppe(hl, z, slope, m, b_, n1, n2, wash)
                 okey[row, col] = 0
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #dd37b07b
+# %% ../../nbs/reference/12c_lab_land.ipynb #e842116e
 def land(p: Plane,  # the plane
          t: Terrain,  # fields covering the raster
          d: Districts,  # districts covering the raster
@@ -541,4 +600,4 @@ def land(p: Plane,  # the plane
     crops = np.array([CODE[n] for n, _ in CROPS[p.zone]])
     shares = np.array([q for _, q in CROPS[p.zone]])
     _land(float(x0), float(y0), float(res), int(p.zone[1]), p.key, float(p.style["district"]), t.x0, t.y0, t.hill, t.height, t.moist, t.river, d.i0, d.j0, d.x, d.y,
-          d.use, d.theta, d.w, d.length, d.crop, d.key, crops, shares, code, key)
+          d.use, d.theta, d.w, d.length, d.crop, d.key, crops, shares, np.cos(FLOW[p.zone] + 0.6), np.sin(FLOW[p.zone] + 0.6), code, key)
