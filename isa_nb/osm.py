@@ -667,7 +667,7 @@ def _bounds(geobox: GeoBox, crs: Any) -> tuple[float, float, float, float]:
     "The bounds of a grid in another CRS; its edges are bent there, so points along them are projected, not only the corners."
     return Transformer.from_crs(geobox.crs, crs, always_xy=True).transform_bounds(*geobox.pad(1).boundingbox.bbox)
 
-# %% ../nbs/reference/16_osm.ipynb #31ba2039
+# %% ../nbs/reference/16_osm.ipynb #a079a859
 def rasterise(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame | str | Path",  # OSM in any form; a file is read only where it meets the grid
               geobox: GeoBox,  # target grid
               preset: str | Mapping[str, Any] = "paper",  # a name in `PRESETS` or a preset of one's own
@@ -685,6 +685,7 @@ def rasterise(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFram
         metric = utm_crs(*geobox.extent.centroid.to_crs("EPSG:4326").coords[0]) if widths else frame.crs
         shapes = widen(frame[takes], widths, metric) if widths else frame.geometry.to_numpy()[takes]
         burn(mask, geobox, shapes, metric, OSM_IMPERVIOUS if group == "impervious" else OSM_PERVIOUS, all_touched)
-        attrs |= {k: v for k, v in frame.attrs.items() if k in ("source", "title", "year", "licence", "citation", "simulated")}
+        simulated = attrs.get("simulated") or frame.attrs.get("simulated")
+        attrs |= {k: v for k, v in frame.attrs.items() if k in ("source", "year", "licence", "citation")} | ({"simulated": True} if simulated else {})
     missing = ", ".join(name for name in asked if name not in layers)
-    return raster(mask, geobox, "osm", **attrs, preset=chosen["title"], missing_layers=missing, legend="bit 1 impervious, bit 2 pervious")
+    return raster(mask, geobox, "osm", **attrs, title=f"OSM: {chosen['title']}", missing_layers=missing, legend="bit 1 impervious, bit 2 pervious")
