@@ -88,10 +88,10 @@ class _Run:
         write_json(self.out / "manifest.json", self.manifest)
         write_report(self.out, self.manifest)
 
-# %% ../nbs/reference/75_batch.ipynb #bd050bcb
-def _join_kept(plan: dict[str, Task], full: dict[str, Task], old: dict[str, Any]) -> dict[str, Task]:
-    "Earlier steps that are not asked for now; experiments on the whole run take them in."
-    kept = {key: task for key, task in full.items() if key in old and key not in plan}
+# %% ../nbs/reference/75_batch.ipynb #7e089cf3
+def _join_kept(plan: dict[str, Task], full: dict[str, Task], made: list[str]) -> dict[str, Task]:
+    "Steps made earlier that are not asked for now; experiments on the whole run take them in."
+    kept = {key: task for key, task in full.items() if key in made and key not in plan}
     for key, task in plan.items():
         if task.place is None:
             places = [k for k in full[key].needs if k in kept]
@@ -105,15 +105,22 @@ def _record(run_suite: Suite, task: Task) -> dict[str, Any]:
             "area": task.place.area if task.place else "", "title": run_suite.experiments[task.experiment].title, "needs": task.needs, "without": [],
             "state": "waiting", "reason": None, "error": None, "seconds": None, "fingerprint": None, "parameters": {}, "notebook": None, "outputs": {}}
 
-# %% ../nbs/reference/75_batch.ipynb #dcfb4f71
+def _earlier(step: dict[str, Any], declared: bool) -> dict[str, Any]:
+    "The record of a step of an earlier request that is not asked for now and of which there is no result, or no use any more."
+    if not declared:
+        return {**step, "state": "stale", "reason": "no longer declared"}
+    return {**step, "state": "interrupted" if step["state"] in ("running", "waiting") else step["state"], "reason": "not asked for now"}
+
+# %% ../nbs/reference/75_batch.ipynb #65e66906
 def _open_run(request: Request, suite: Suite, cat: Catalog, plan: dict[str, Task], old: dict[str, Any] | None) -> _Run:
     "Set up the record of a run in a folder that is ours and locked."
     old = old or {"steps": {}}
-    kept = _join_kept(plan, make_plan(suite, cat, ["all"]), old["steps"])
-    inputs = input_files(cat, old.get("inputs", {}))
-    steps = {key: _record(suite, task) for key, task in {**kept, **plan}.items()}
+    full = make_plan(suite, cat, ["all"])
     out = Path(request.out)
-    gone = {key: {**s, "state": "stale", "reason": "no longer declared"} for key, s in old["steps"].items() if key not in steps}
+    kept = _join_kept(plan, full, [key for key in old["steps"] if read_step(out / key)])
+    inputs = input_files(cat, old.get("inputs", {}))
+    steps = {key: _record(suite, {**kept, **plan}[key]) for key in full if key in kept or key in plan}
+    gone = {key: _earlier(s, key in full) for key, s in old["steps"].items() if key not in steps}
     hashes = {"code": code_hash(), "catalogue": catalogue_hash(cat), "inputs": digest({p: r["sha256"] for p, r in inputs.items()})}
     manifest = {"layout": LAYOUT, "name": out.resolve().name, "run": request.identity(), "command": request.command or "isa_nb.batch.run(...)", "state": "running",
                 "started": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "finished": None, "seconds": 0.0,
@@ -154,7 +161,7 @@ def _arguments(run: _Run, task: Task, parts: dict[str, Any], work: Path) -> dict
     return {"name": task.name, "notebook": str(notebook), "work": str(work), "final": str((run.out / task.key).resolve()),
             "parameters": {k: v for k, v in given.items() if k in declared(notebook)}, "timeout": e.limit("timeout", run.request.profile)}
 
-# %% ../nbs/reference/75_batch.ipynb #026361ef
+# %% ../nbs/reference/75_batch.ipynb #86dbc4c6
 def _settled(run: _Run, key: str) -> bool:
     "Is nothing more to be expected of this task?"
     return run.steps[key]["state"] not in ("waiting", "running")
@@ -175,7 +182,7 @@ def _look(run: _Run, task: Task) -> dict[str, Any] | None:
     step = run.steps[task.key]
     asked, blocked = task.key in run.plan, _blocked(run, task)
     if blocked:
-        step.update(state="skipped" if asked else "stale", error=f"skipped ({blocked})" if asked else None, reason=blocked)
+        step.update(state="skipped" if asked else "stale", error=f"skipped: {blocked}" if asked else None, reason=blocked)
         return None
     parts = _parts(run, task)
     why = why_redo(run.out / task.key, parts)
@@ -190,13 +197,14 @@ def _look(run: _Run, task: Task) -> dict[str, Any] | None:
             failed.unlink()
     return None
 
-# %% ../nbs/reference/75_batch.ipynb #5e2539bd
+# %% ../nbs/reference/75_batch.ipynb #f83bc191
 def _finish(run: _Run, task: Task, parts: dict[str, Any], work: Path, done: dict[str, Any]) -> None:
     "Put a finished task into the results, or say why there is none."
     step, final = run.steps[task.key], run.out / task.key
     error = done["error"]
     if not error:
         try:
+            (work / "kernel.log").unlink(missing_ok=True)
             record_step(work, parts, done["outputs"], done["seconds"])
             put(work, final)
         except Exception as e:
@@ -209,6 +217,8 @@ def _finish(run: _Run, task: Task, parts: dict[str, Any], work: Path, done: dict
                 if (work / f"{task.name}{ending}").exists():
                     os.replace(work / f"{task.name}{ending}", final / f"{task.name}.failed{ending}")
                     step["notebook"] = f"{task.key}/{task.name}.failed.ipynb"
+            if (work / "kernel.log").exists() and (work / "kernel.log").stat().st_size:
+                os.replace(work / "kernel.log", final / f"{task.name}.failed.log")
     shutil.rmtree(work, ignore_errors=True)
 
 # %% ../nbs/reference/75_batch.ipynb #a6e16c0f

@@ -39,7 +39,7 @@ def stop_kernels(works: list[str],  # working folders of tasks
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # a kernel leads a session of its own
 
-# %% ../nbs/reference/72_runner.ipynb #d893cddc
+# %% ../nbs/reference/72_runner.ipynb #d42b9d89
 def _threads() -> int:
     "How many threads a kernel may use: its share of the cores."
     from dask.system import CPU_COUNT
@@ -54,11 +54,12 @@ def _threads() -> int:
 def _kernel_class(work: str,  # working folder of the task
                   ) -> type[AsyncKernelManager]:  # for nbclient, which makes the manager itself
     "A kernel manager that knows the environment of its kernel."
-    env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(_threads())), "PYTHONHASHSEED": "0"}
+    env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(_threads())), "PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1"}
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:
-            await super().start_kernel(**{**options, "env": env, "cwd": work})
+            with open(Path(work) / "kernel.log", "ab") as log:
+                await super().start_kernel(**{**options, "env": env, "cwd": work, "stdout": log, "stderr": log})
             _live[work] = self
             if work in _stopped:
                 stop_kernels([work])
