@@ -8,7 +8,7 @@ __all__ = ['Access', 'DOI', 'LICENCES', 'KINDS', 'SCHEMA', 'SECTIONS', 'DRIVER_N
            'FileAccess', 'LabAccess', 'StacAccess', 'ZenodoAccess', 'HttpAccess', 'TilesAccess', 'GeofabrikAccess',
            'Source', 'Roles', 'Area', 'Rain', 'Fact', 'Zone', 'read_yaml', 'Catalog']
 
-# %% ../nbs/reference/10_catalog.ipynb #0fadd273
+# %% ../nbs/reference/10_catalog.ipynb #61e640eb
 import os
 import re
 import types
@@ -30,8 +30,8 @@ from pyproj import CRS as ProjCRS
 from pyproj.exceptions import CRSError
 
 from .core import (IMPERVIOUS, LAND_COVER, LAND_COVER_IGNORE, NODATA, PERVIOUS, DataError, RequestError, area_geobox, geobox_of, raster,
-                         resource, square_geobox, unknown, utm_crs)
-from .drivers import CLASS_KINDS, DRIVERS, LAB_LAYERS, RASTER_KINDS, Request, check_resampling
+                         resource, sha256, square_geobox, unknown, utm_crs)
+from .drivers import CLASS_KINDS, DRIVERS, LAB_LAYERS, RASTER_KINDS, Request, check_resampling, files
 
 # %% ../nbs/reference/10_catalog.ipynb #ecd248ec
 class _Entry(BaseModel):
@@ -170,7 +170,7 @@ def _check_crs(text: str | None) -> str | None:
         raise ValueError(f"{text!r} is not a CRS: write for instance EPSG:4326")
     return text
 
-# %% ../nbs/reference/10_catalog.ipynb #d9651169
+# %% ../nbs/reference/10_catalog.ipynb #a27b9af2
 class Source(_Entry):
     "One source of data: what it is, whose it is, what its values mean and how it is reached."
     title: str = Field(min_length=3)
@@ -194,8 +194,8 @@ class Source(_Entry):
     inferred: list[str] = []  # keys whose value no source that we read states
     note: str = ""
     alternative: str | None = None  # a source that can be opened where this one cannot
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of the file; checked when a source of driver `file` is opened
+    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")  # of the published archive
     access: Access
     _name: str = PrivateAttr("")
     _legend: dict[int, Code] = PrivateAttr(default_factory=dict)
@@ -361,7 +361,7 @@ def _walk(loader: Any, node: yaml.Node, path: tuple[str, ...], where: str, seen:
             keys.add(value)
             _walk(loader, child, (*path, name), where, seen)
 
-# %% ../nbs/reference/10_catalog.ipynb #8890447a
+# %% ../nbs/reference/10_catalog.ipynb #dfbb3bcc
 def read_yaml(path: str | Path,  # a file with a mapping
               ) -> dict[str, Any]:  # plain values
     "Read YAML without tags, aliases and repeated keys; RequestError with the place of the first fault."
@@ -369,9 +369,9 @@ def read_yaml(path: str | Path,  # a file with a mapping
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as e:
-        raise RequestError(f"no such catalogue: {path}") from e
+        raise RequestError(f"no such file: {path}") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise RequestError(f"{path} cannot be read as a catalogue: give a YAML file in UTF-8") from e
+        raise RequestError(f"{path} cannot be read: give a YAML file in UTF-8") from e
     loader = _LOADER(text)
     try:
         node = loader.get_single_node()
@@ -380,11 +380,11 @@ def read_yaml(path: str | Path,  # a file with a mapping
         value = {} if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
-        raise RequestError(f"{path.name}{f': line {mark.line + 1}' if mark else ''}: not valid YAML ({getattr(e, 'problem', None) or e})") from e
+        raise RequestError(f"{path.name}{f': line {mark.line + 1}' if mark else ''}: not valid YAML ({' '.join(str(getattr(e, 'problem', None) or e).split())})") from e
     finally:
         loader.dispose()
     if not isinstance(value, dict):
-        raise RequestError(f"{path.name}: a catalogue is a mapping with the keys {', '.join(SECTIONS)}")
+        raise RequestError(f"{path.name}: must be a mapping from keys to values")
     return value
 
 # %% ../nbs/reference/10_catalog.ipynb #705078a1
@@ -453,9 +453,11 @@ def _absolute(entry: Any, folder: Path) -> Any:
     made = [place(p) for p in path] if isinstance(path, list) else place(path)
     return {**entry, "access": {**entry["access"], "options": {**options, "path": made}}}
 
-# %% ../nbs/reference/10_catalog.ipynb #ec7ec60d
+# %% ../nbs/reference/10_catalog.ipynb #8d5fc051
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
     "The entries of one file, by section, names checked."
+    if not path.exists():
+        raise RequestError(f"no such catalogue: {path}")
     raw = read_yaml(path)
     if lost := [k for k in raw if k not in SECTIONS]:
         raise RequestError(f"{path.name}: {str(unknown('key', lost[0], SECTIONS)).replace('known are', 'allowed are')}")
@@ -477,7 +479,7 @@ def _sections(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _over(base: dict[str, Any], overlay: dict[str, Any], name: str) -> set[tuple[str, str]]:
-    "Lay an overlay's entries over the base, in place; the entries that it touches."
+    "Lay an overlay's entries over the base, in place; the entries that it touches or removes."
     touched = set()
     for section in _MODELS:
         for key, entry in overlay[section].items():
@@ -487,10 +489,10 @@ def _over(base: dict[str, Any], overlay: dict[str, Any], name: str) -> set[tuple
                 del base[section][key]
             else:
                 base[section][key] = _merge(base[section].get(key), entry)
-                touched.add((section, key))
+            touched.add((section, key))
     return touched
 
-# %% ../nbs/reference/10_catalog.ipynb #4d41b96f
+# %% ../nbs/reference/10_catalog.ipynb #e7bec2ac
 class Catalog:
     "All sources, study areas and zones."
 
@@ -518,7 +520,7 @@ class Catalog:
             origin |= dict.fromkeys(_over(base, _sections(o), o.name), o.name)
         made = {s: {n: _entry(s, n, e, origin.get((s, n), path.name)) for n, e in base[s].items()} for s in _MODELS}
         cat = cls(made["sources"], made["areas"], made["zones"], made["legends"], str(base["version"] or ""), [path, *overlays])
-        cat._link(lambda s, n: f"{origin.get((s, n), path.name)}: {s}.{n}")
+        cat._link(_Where(origin, path.name))
         return cat
 
 # %% ../nbs/reference/10_catalog.ipynb #a6cc5c18
@@ -529,27 +531,40 @@ def _entry(section: str, name: str, raw: dict[str, Any], file: str) -> Any:
     except ValidationError as e:
         raise _explain(e, model, f"{file}: {section}.{name}") from None
 
-# %% ../nbs/reference/10_catalog.ipynb #60c9b114
+# %% ../nbs/reference/10_catalog.ipynb #3819662c
+class _Where:
+    "The file in which an entry stands, for messages."
+
+    def __init__(self, origin: dict[tuple[str, str], str], base: str):
+        self.origin, self.base = origin, base
+
+    def __call__(self, section: str, name: str) -> str:
+        return f"{self.origin.get((section, name), self.base)}: {section}.{name}"
+
+    def need(self, by: str, section: str, name: str, known: dict[str, Any]) -> None:  # RequestError if there is no such entry
+        if name not in known:
+            taken = self.origin.get((section, name))
+            raise RequestError(f"{by}: needs the {section[:-1]} {name!r}, which {taken} removes: remove or change this entry there too" if taken
+                               else f"{by}: {unknown(section[:-1], name, known)}")
+
+# %% ../nbs/reference/10_catalog.ipynb #8254b6e0
 @patch
-def _link(self: Catalog, where: Any) -> None:
+def _link(self: Catalog, where: _Where) -> None:
     for name, s in self.sources.items():
-        s._name = name
+        s._name, here = name, where("sources", name)
         if s.legend_name is not None:
-            if s.legend_name not in self.legends:
-                raise RequestError(f"{where('sources', name)}: legend: {unknown('legend', s.legend_name, self.legends)}")
+            where.need(f"{here}: legend", "legends", s.legend_name, self.legends)
             s._legend = _codes(self.legends[s.legend_name])
-            _check_legend(s, where("sources", name))
-        if s.alternative is not None and s.alternative not in self.sources:
-            raise RequestError(f"{where('sources', name)}: alternative: {unknown('source', s.alternative, self.sources)}")
+            _check_legend(s, here)
+        if s.alternative is not None:
+            where.need(f"{here}: alternative", "sources", s.alternative, self.sources)
     for name, a in self.areas.items():
         a._name = name
         for role, names in a.sources.model_dump(exclude_none=True).items():
             for n in [names] if isinstance(names, str) else names:
-                if n not in self.sources:
-                    raise RequestError(f"{where('areas', name)}: sources.{role}: {unknown('source', n, self.sources)}")
+                where.need(f"{where('areas', name)}: sources.{role}", "sources", n, self.sources)
     for name, z in self.zones.items():
-        if z.area not in self.areas:
-            raise RequestError(f"{where('zones', name)}: area: {unknown('area', z.area, self.areas)}")
+        where.need(f"{where('zones', name)}: area", "areas", z.area, self.areas)
 
 
 def _codes(legend: Legend) -> dict[int, Code]:
@@ -728,7 +743,7 @@ def _about(s: Source, year: int | None, seed: int) -> dict[str, Any]:
         said["seed"] = seed
     return {k: v for k, v in said.items() if v is not None and v != ""}
 
-# %% ../nbs/reference/10_catalog.ipynb #0eed3d47
+# %% ../nbs/reference/10_catalog.ipynb #91f7ecab
 @patch
 def open(self: Catalog,
          name: str,  # a source
@@ -746,6 +761,8 @@ def open(self: Catalog,
     year = s._year(year)
     request = Request(name, s.kind, s.access.options.model_dump(exclude_none=True), self.grid(area, resolution, size), year, check_resampling(s.kind, resampling, name),
                       seed, nodata=s.nodata, fill=_fill(s), crs=s.crs)
+    if s.sha256 and s.access.driver == "file":
+        _check_hash(s, files(s.access.options.path, year))
     found = DRIVERS[s.access.driver](request)
     said = _about(s, year, seed)
     if isinstance(found, gpd.GeoDataFrame):
@@ -755,6 +772,20 @@ def open(self: Catalog,
     if s.bands and "band" in found.dims and len(s.bands) == found.sizes["band"]:
         found = found.assign_coords(band=s.bands)
     return found.rename(name).assign_attrs(said)
+
+
+def _check_hash(s: Source, paths: list[Path]) -> None:
+    "DataError if a source's one file is not the file that the entry means."
+    if len(paths) != 1:
+        raise RequestError(f"{s.name} states one sha256 for {len(paths)} files: leave it out, or give one file")
+    stat = paths[0].stat()
+    if (found := _hash(paths[0], stat.st_size, stat.st_mtime_ns)) != s.sha256:
+        raise DataError(f"{paths[0]} is not the file that {s.name} means: its SHA-256 begins {found[:12]}, the catalogue says {s.sha256[:12]}; fetch it again or correct sha256")
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, size: int, mtime: int) -> str:
+    return sha256(path)
 
 
 def _remote(s: Source) -> str:

@@ -7,7 +7,7 @@ __all__ = ['CLASS_KINDS', 'RASTER_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMP
            'LAB_SENSORS', 'LAB_PRODUCTS', 'LAB_LAYERS', 'DRIVERS', 'Request', 'check_resampling', 'files', 'Mosaic',
            'look_at', 'open_raster', 'align', 'open_vector', 'to_grid', 'is_osm', 'osm_table', 'open_file', 'open_lab']
 
-# %% ../nbs/reference/11_drivers.ipynb #d9500645
+# %% ../nbs/reference/11_drivers.ipynb #7e7f9bfb
 import glob
 import os
 import warnings
@@ -27,12 +27,12 @@ import shapely
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox
 from pyproj import CRS as ProjCRS
+from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import reproject
 from shapely.geometry import box
 
 from .core import LAND_COVER_IGNORE, NODATA, DataError, RequestError, geobox_of, raster, same_grid, unknown
@@ -91,7 +91,7 @@ def files(path: str | Path | Iterable[str | Path],  # a path, a pattern, or seve
         found += hits
     return found
 
-# %% ../nbs/reference/11_drivers.ipynb #4594e8d0
+# %% ../nbs/reference/11_drivers.ipynb #980626fc
 @dataclass(frozen=True)
 class _Tile:
     path: Path
@@ -114,7 +114,7 @@ def _tile(path: Path, crs: str | None, nodata: float | str | None, override: str
     try:
         with rasterio.open(path) as src:
             _whole(src, path)
-            tile = _Tile(path, src.width, src.height, src.count, src.dtypes[0], _nodata(src, nodata, path), _crs(src.crs, crs, override, path),
+            tile = _Tile(path, src.width, src.height, src.count, src.dtypes[0], _nodata(src, nodata, path), _crs(src.crs, crs, override, src.bounds, path),
                          src.transform, src.block_shapes[0])
     except RasterioError as e:
         raise DataError(f"{path} cannot be read as a raster ({_short(e, path)}): give a GeoTIFF, VRT or EHdr .bil that is whole") from e
@@ -150,8 +150,8 @@ def _nodata(src: rasterio.DatasetReader, nodata: float | str | None, path: Path)
         raise DataError(f"{path}: nodata {value:g} cannot occur in {kind} data: correct `nodata` in the catalogue entry, or write `nodata: none`")
     return value
 
-# %% ../nbs/reference/11_drivers.ipynb #930b7302
-def _crs(found: Any, declared: str | None, override: str | None, path: Path) -> ProjCRS:
+# %% ../nbs/reference/11_drivers.ipynb #7ec14358
+def _crs(found: Any, declared: str | None, override: str | None, bounds: Iterable[float] | None, path: Path) -> ProjCRS:
     if override:
         return ProjCRS.from_user_input(override)
     if not found:
@@ -159,13 +159,17 @@ def _crs(found: Any, declared: str | None, override: str | None, path: Path) -> 
             return ProjCRS.from_user_input(declared)
         raise DataError(f"{path} has no CRS: state `crs` in the catalogue entry, for instance crs: EPSG:4326")
     found = ProjCRS.from_user_input(found)
-    if declared and not _same_crs(found, ProjCRS.from_user_input(declared)):
+    if declared and bounds is not None and not _same_crs(found, ProjCRS.from_user_input(declared), tuple(bounds)):
         raise DataError(f"{path} has the CRS {_crs_name(found)} and the catalogue entry says {declared}: correct `crs` there, or overrule the file with access.options.crs")
     return found
 
 
-def _same_crs(a: ProjCRS, b: ProjCRS) -> bool:
-    return a.equals(b, ignore_axis_order=True) or (a.to_epsg(60) is not None and a.to_epsg(60) == b.to_epsg(60))
+def _same_crs(a: ProjCRS, b: ProjCRS, bounds: tuple[float, float, float, float]) -> bool:
+    if a.equals(b, ignore_axis_order=True):
+        return True
+    x, y = np.array(bounds[::2]), np.array(bounds[1::2])
+    there = Transformer.from_crs(a, b, always_xy=True).transform(x, y)
+    return bool(np.abs(np.subtract(there, (x, y))).max() < (1e-5 if a.is_geographic else 1))
 
 
 def _crs_name(crs: ProjCRS) -> str:
@@ -257,7 +261,7 @@ def _check_alike(tiles: list[_Tile]) -> None:
 # %% ../nbs/reference/11_drivers.ipynb #9eb58489
 TOLERANCE = 1e-3  # pixels
 
-# %% ../nbs/reference/11_drivers.ipynb #9320d896
+# %% ../nbs/reference/11_drivers.ipynb #7d23f32c
 def _read(xml: str,  # a virtual raster
           geobox: GeoBox,  # the asked grid
           resampling: Resampling,  # of GDAL
@@ -266,11 +270,16 @@ def _read(xml: str,  # a virtual raster
           ) -> np.ndarray:  # (band, y, x)
     "Read a window of a virtual raster on the asked grid; memory is the window plus GDAL's buffers."
     try:
-        with rasterio.open(xml) as src, WarpedVRT(src, crs=geobox.crs.to_wkt(), transform=geobox.affine, width=geobox.shape.x, height=geobox.shape.y,
-                                                  resampling=resampling, tolerance=TOLERANCE, **({} if nodata is None else {"nodata": nodata})) as vrt:
-            return vrt.read()
+        with rasterio.open(xml) as src:
+            return _warp(src, geobox, resampling, nodata)
     except RasterioError as e:
         raise DataError(f"{names} is damaged or truncated, a part of it cannot be read: fetch it again") from e
+
+
+def _warp(src: rasterio.DatasetReader, geobox: GeoBox, resampling: Resampling, nodata: float | None) -> np.ndarray:
+    with WarpedVRT(src, crs=geobox.crs.to_wkt(), transform=geobox.affine, width=geobox.shape.x, height=geobox.shape.y,
+                   resampling=resampling, tolerance=TOLERANCE, **({} if nodata is None else {"nodata": nodata})) as vrt:
+        return vrt.read()
 
 
 def _bands(band: int | list[int] | None, count: int, name: str, classes: bool) -> list[int]:
@@ -345,13 +354,13 @@ def open_raster(path: str | Path | list[str | Path],  # a file, a pattern, or a 
 def _equals(a: np.ndarray, value: float | None) -> np.ndarray:
     return np.zeros(a.shape, bool) if value is None else np.isnan(a) if np.isnan(value) else a == value
 
-# %% ../nbs/reference/11_drivers.ipynb #cf5b82a1
+# %% ../nbs/reference/11_drivers.ipynb #ce60b9b5
 def _own_grid(tiles: list[_Tile], name: str) -> GeoBox:
     groups = _groups(tiles)
     if len(groups) > 1:
         raise RequestError(f"{name} is a set of tiles on {len(groups)} different grids: ask for an area or a GeoBox")
     with rasterio.open(_vrt(groups[0], [1])) as src:
-        code = groups[0][0].crs.to_epsg()
+        code = src.crs.to_epsg()
         return GeoBox(src.shape, src.transform, f"EPSG:{code}" if code else src.crs.to_wkt())
 
 
@@ -381,7 +390,7 @@ def _fill_value(tiles: list[_Tile], geobox: GeoBox, fill: float | None, name: st
         raise DataError(f"{name} declares no nodata and the asked grid reaches beyond it: state `nodata` in the catalogue entry, or ask for a grid inside it")
     return None
 
-# %% ../nbs/reference/11_drivers.ipynb #8715d15d
+# %% ../nbs/reference/11_drivers.ipynb #fcd53726
 def align(da: xr.DataArray,  # (y, x) or (band, y, x), CRS attached
           geobox: GeoBox,  # the grid to bring it to
           resampling: str = "nearest",  # a rasterio name; classes: nearest or mode; "auto" as in open_raster
@@ -399,9 +408,13 @@ def align(da: xr.DataArray,  # (y, x) or (band, y, x), CRS attached
     _touching([tile], geobox, name)
     nodata = _fill_value([tile], geobox, fill, name)
     mode = ("average" if _ratio(tile, geobox) > 1 else "bilinear") if resampling == "auto" else resampling
-    out = np.full((*da.shape[:-2], *geobox.shape.yx), 0 if nodata is None else nodata, da.dtype)
-    reproject(da.values, out, src_transform=here.affine, src_crs=here.crs.to_wkt(), dst_transform=geobox.affine, dst_crs=geobox.crs.to_wkt(),
-              src_nodata=da.rio.nodata, dst_nodata=nodata, resampling=Resampling[mode], init_dest_nodata=nodata is not None, tolerance=TOLERANCE)
+    values = da.values.reshape(-1, *da.shape[-2:])
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", width=here.shape.x, height=here.shape.y, count=len(values), dtype=values.dtype, crs=here.crs.to_wkt(),
+                         transform=here.affine, nodata=da.rio.nodata) as d:
+            d.write(values)
+        with memory.open() as src:
+            out = _warp(src, geobox, Resampling[mode], nodata).reshape(*da.shape[:-2], *geobox.shape.yx)
     attrs = {k: v for k, v in da.attrs.items() if k != "_FillValue"}
     return raster(out, geobox, name, nodata=nodata, **attrs)
 
@@ -443,7 +456,7 @@ def _vector_uri(path: Path, layer: str | None) -> tuple[str, str | None]:
         raise unknown("layer", layer, inside)
     return f"/vsizip/{os.path.abspath(path)}/{inside[layer] if layer else next(iter(inside.values()))}", None
 
-# %% ../nbs/reference/11_drivers.ipynb #ec97544a
+# %% ../nbs/reference/11_drivers.ipynb #1a8be936
 def _vector_info(path: Path, layer: str | None, crs: str | None, override: str | None) -> tuple[str, str | None, ProjCRS, dict[str, Any]]:
     uri, layer = _vector_uri(path, layer)
     try:
@@ -457,7 +470,7 @@ def _vector_info(path: Path, layer: str | None, crs: str | None, override: str |
         raise DataError(f"{path} cannot be read as a vector file ({_short(e, path)}): give a shapefile, GeoPackage or GeoJSON that is whole") from e
     if info["geometry_type"] is None:
         raise DataError(f"{path} is a table without geometry: give a layer that has one")
-    found = _crs(info["crs"], crs, override, path)
+    found = _crs(info["crs"], crs, override, info["total_bounds"], path)
     if info["total_bounds"] is not None and info["features"]:
         _plausible(found, info["total_bounds"], path)
     return uri, layer, found, info
