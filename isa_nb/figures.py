@@ -427,19 +427,21 @@ def show_zones(zones: gpd.GeoDataFrame,  # polygons with the column `zone`, W1..
     "Draw a map of the precipitation zones, brown (dry) to green (wet)."
     return show_vectors(zones, "zone", ZONE_COLOURS, ax, title, **kwargs)
 
-# %% ../nbs/reference/60_figures.ipynb #de699988
+# %% ../nbs/reference/60_figures.ipynb #143973f9
 def show_intervals(table: pd.DataFrame,  # one row per line of the picture
                    label: str,  # column: name of the line
                    value: str,  # column: the estimate
                    by: str | None = None,  # column: series, drawn in its own colour
                    published: str | None = None,  # column: published value, NaN where there is none
                    citation: str = "published",  # where the published values stand
+                   known: str | None = None,  # column: the true value, NaN where there is none
                    unit: str = "",  # text of the axis; default the name of the value column
                    ax: Axes | None = None,  # where to draw; None: a new figure
                    title: str | None = None,  # None keeps the title of the place
                    ) -> Axes:  # where it was drawn
-    "Draw estimates with their intervals (columns `value`_lo and `value`_hi), beside published values."
-    missing = [c for c in (label, value, f"{value}_lo", f"{value}_hi", by, published) if c and c not in table]
+    "Draw estimates with their intervals (columns `value`_lo and `value`_hi, or lo and hi), beside published and true values."
+    bounds = ["lo", "hi"] if {"lo", "hi"} <= set(table) and f"{value}_lo" not in table else [f"{value}_lo", f"{value}_hi"]
+    missing = [c for c in (label, value, *bounds, by, published, known) if c and c not in table]
     if missing:
         raise RequestError(f"table has no column {', '.join(missing)}: it has {', '.join(map(str, table.columns))}")
     lines, series = list(dict.fromkeys(table[label])), list(dict.fromkeys(table[by])) if by else [value]
@@ -447,15 +449,17 @@ def show_intervals(table: pd.DataFrame,  # one row per line of the picture
     for i, name in enumerate(series):
         part = table[table[by] == name] if by else table
         rows = np.array([lines.index(v) for v in part[label]]) + (i - (len(series) - 1) / 2) * 0.6 / len(series)
-        spread = np.abs(part[[f"{value}_lo", f"{value}_hi"]].to_numpy(float).T - part[value].to_numpy(float))
+        spread = np.abs(part[bounds].to_numpy(float).T - part[value].to_numpy(float))
         ax.errorbar(part[value], rows, xerr=spread, fmt="o", ms=4, lw=1.4, capsize=2, color=SERIES[i % len(SERIES)], label=str(name))
         if published:
             ax.plot(part[published], rows, "D", ms=5, mfc="none", mec=PUBLISHED, label=citation if i == 0 else None)
+        if known:
+            ax.plot(part[known], rows, "|", ms=11, mew=1.6, color="black", zorder=1, label="true value" if i == 0 else None)
     ax.set_yticks(range(len(lines)), lines)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     ax.set_xlabel(unit or value)
     ax.grid(axis="x", lw=0.4, color="#dddddd")
-    if by or published:
+    if by or published or known:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
     return ax
 
