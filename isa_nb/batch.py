@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Request', 'count_workers', 'run']
 
-# %% ../nbs/reference/75_batch.ipynb #25d8f903
+# %% ../nbs/reference/75_batch.ipynb #18a0fe6a
 import contextlib
 import datetime
 import logging
@@ -23,7 +23,7 @@ from .core import RequestError, provenance, unknown, write_json
 from .plan import Suite, Task, declared, load_suite, make_plan, parameters_of
 from .report import duration, write_report
 from .results import (LAYOUT, beside, catalogue_hash, check_folder, check_space, clear_leftovers, code_hash, collect_tables, digest, input_files,
-                            locked, notebook_hash, put, read_manifest, read_step, record_step, start_over, why_redo)
+                            locked, notebook_hash, put, read_step, record_step, start_over, why_redo)
 from .runner import error_line, run_step, stop_kernels
 
 # %% ../nbs/reference/75_batch.ipynb #154b862f
@@ -271,14 +271,14 @@ def _client(run: _Run, tasks: int) -> Iterator[Any]:
                       silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client:
         yield client
 
-# %% ../nbs/reference/75_batch.ipynb #408c8d40
+# %% ../nbs/reference/75_batch.ipynb #9cf209f4
 class _Progress:
     "Tells of the tasks as they end."
 
     def __init__(self, run: _Run):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        self.run, self.console = run, Console(highlight=False, soft_wrap=True)
+        self.run, self.console = run, Console(highlight=False, soft_wrap=True, force_jupyter=False)
         self.bar = Progress(TextColumn("isa run"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=self.console,
                             disable=not self.console.is_terminal, transient=True)
         self.task = self.bar.add_task("", total=len(run.plan))
