@@ -6,7 +6,7 @@
 __all__ = ['LEGENDS', 'CONFIDENCE_STEPS', 'LEDGER', 'ISA_BINS', 'starts', 'sources_of', 'read_ledger', 'cut', 'plot_splits',
            'StoredChips', 'balance', 'plot_chips', 'plot_labels']
 
-# %% ../nbs/reference/34_samples.ipynb #faa7d207
+# %% ../nbs/reference/34_samples.ipynb #7a29b5bb
 import json
 import os
 import shutil
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from .chips import Chip, Layer, Raster, Scene
 from .core import (IMPERVIOUS, LABEL_COLOURS, LABELS, LAND_COVER, LAND_COVER_COLOURS, LAND_COVER_IGNORE, NODATA, PERVIOUS, UNCERTAIN,
-                         DataError, IsaError, RequestError, atomic_path, rng, unknown, write_json)
+                         DataError, RequestError, atomic_path, rng, unknown, write_json)
 from .splits import SPLIT_COLOURS, split_blocks
 
 # %% ../nbs/reference/34_samples.ipynb #fcae4a06
@@ -71,7 +71,7 @@ def _shares(chip: Chip, legend: Mapping[str, Any], where: str) -> dict[str, floa
     return {"isa_share": n["impervious"] / settled if settled else None, "uncertain_share": n["uncertain"] / valid if valid else None,
             "valid_share": valid / chip.label.size, "mean_confidence": float(chip.confidence[known].mean(dtype=np.float64)) if valid else None}
 
-# %% ../nbs/reference/34_samples.ipynb #4cfcd1a2
+# %% ../nbs/reference/34_samples.ipynb #2a735226
 def _many(attrs: Mapping[str, Any], key: str, i: int) -> Any:
     value = attrs.get(key, attrs.get(f"{key}s"))
     value = value[i] if isinstance(value, (list, tuple, np.ndarray)) and i < len(value) else None if isinstance(value, (list, tuple, np.ndarray)) else value
@@ -83,7 +83,8 @@ def sources_of(attrs: Mapping[str, Any],  # of a raster from the catalogue, or o
                ) -> list[dict[str, Any]]:  # role, name, title, year, licence, citation, simulated of each source; None where unknown
     "What a raster's attributes say of its sources."
     names = list(attrs["products"]) if "products" in attrs else [attrs.get("source")]
-    one = lambda i, n: {"role": role, "name": n, **{k: _many(attrs, k, i) for k in ("title", "year", "licence", "citation")}, "simulated": bool(attrs.get("simulated"))}  # noqa: E731
+    simulated = str(attrs.get("simulated", "no")).lower() in ("yes", "true", "1")
+    one = lambda i, n: {"role": role, "name": n, **{k: _many(attrs, k, i) for k in ("title", "year", "licence", "citation")}, "simulated": simulated}  # noqa: E731
     return [one(i, str(n) if n is not None else None) for i, n in enumerate(names)]
 
 # %% ../nbs/reference/34_samples.ipynb #5716576a
@@ -288,7 +289,7 @@ def _finish(folder: Path, out: Path, ledger: gpd.GeoDataFrame, record: Mapping[s
         out.rmdir()
     os.replace(folder, out)
 
-# %% ../nbs/reference/34_samples.ipynb #a3773112
+# %% ../nbs/reference/34_samples.ipynb #f6cc7b68
 def cut(imagery: Raster,  # (band, y, x) or (y, x) DataArray, or the path of a raster
         labels: Any,  # Dataset of fusion.fuse, DataArray or path of label codes, or a mapping with label (and confidence)
         out: str | Path,  # folder of the store; new, empty, or holding the same store
@@ -300,7 +301,7 @@ def cut(imagery: Raster,  # (band, y, x) or (y, x) DataArray, or the path of a r
         legend: str = "isa",  # "isa" or "land_cover"
         min_valid: float = 0.5,  # chips with a smaller share of pixels that have image and label are left out, and counted
         shares: Sequence[float] = (0.7, 0.15, 0.15),  # of train, val and test, see splits.split_blocks
-        block: int | None = None,  # side of a spatial block in pixels; None: four chips' width, or less where the area is small
+        block: int | None = None,  # side of a spatial block in pixels; None: four chips' width, or less where that serves better
         buffer: int | None = None,  # least gap between train, val and test in pixels; None: one chip
         seed: int = 0,  # of the split
         sources: Sequence[Mapping[str, Any]] | None = None,  # role, name, year, licence, ... of each source; None: from the attributes
@@ -336,6 +337,7 @@ def _cut(scene: Scene, out: Path, work: Path, request: Mapping[str, Any], split:
     entries = _work(scene, work, request, {"simulated": "yes"} if simulated else {}, _band_names(scene.image), workers)
     left_out = sum(not e["kept"] for e in entries)
     if left_out == len(entries):
+        shutil.rmtree(work)
         raise DataError(f"none of {len(entries)} chips has {request['min_valid']:.0%} of its pixels with image and label: lower min_valid, or check that both cover the same place")
     ledger = _ledger(entries, scene, request, sources, split)
     _finish(work, out, ledger, {**request, "split": split, "chips": len(ledger), "left_out": left_out})
@@ -348,7 +350,7 @@ def _band_names(image: Layer) -> list[str]:
     names = image.tags.get("long_name")
     return [str(n) for n in names] if isinstance(names, (list, tuple)) and len(names) == image.bands else []
 
-# %% ../nbs/reference/34_samples.ipynb #0affad47
+# %% ../nbs/reference/34_samples.ipynb #dcf251e9
 def plot_splits(ledger: gpd.GeoDataFrame,  # of one store
                 label: xr.DataArray | None = None,  # labels to draw underneath, on the grid the chips were cut from
                 ax: Any = None,  # a matplotlib place; None: a new figure
@@ -357,7 +359,7 @@ def plot_splits(ledger: gpd.GeoDataFrame,  # of one store
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Rectangle
-    ax = ax or plt.subplots(figsize=(5, 5), dpi=85, layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(5, 5), dpi=70, layout="constrained")[1]
     if label is not None:
         step = max(1, max(label.shape) // 1200)
         shade = np.select([label.values[::step, ::step] == c for c in (PERVIOUS, IMPERVIOUS, UNCERTAIN)], [0, 1, 2], 3)
@@ -445,7 +447,7 @@ def _key(codes: Iterable[int], legend: Mapping[str, Any]) -> list[Any]:
     from matplotlib.patches import Patch
     return [Patch(facecolor=legend["colours"][c], edgecolor="0.5", label=legend["codes"][c]) for c in sorted(codes) if c in legend["codes"]]
 
-# %% ../nbs/reference/34_samples.ipynb #64fe88fd
+# %% ../nbs/reference/34_samples.ipynb #12a24a38
 def plot_chips(chips: Mapping[str, Sequence[Chip]],  # title of a row, e.g. the zone -> chips to show
                bands: Sequence[int] = (2, 1, 0),  # bands shown as red, green and blue
                legend: str = "isa",  # legend of the labels
@@ -454,7 +456,7 @@ def plot_chips(chips: Mapping[str, Sequence[Chip]],  # title of a row, e.g. the 
     "Image and label chips side by side, one row per zone (Zones paper, Figure 7)."
     import matplotlib.pyplot as plt
     cols = max(len(c) for c in chips.values())
-    fig, axes = plt.subplots(len(chips), 2 * cols, figsize=(1.35 * 2 * cols, 1.45 * len(chips) + 0.6), dpi=80, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(len(chips), 2 * cols, figsize=(1.35 * 2 * cols, 1.45 * len(chips) + 0.6), dpi=75, layout="constrained", squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for line, (name, row) in zip(axes, chips.items(), strict=True):
