@@ -370,8 +370,8 @@ def _pbf(source: Path, bbox: tuple | None, wanted: set[str] | None) -> dict[str,
             layers[name] = part
     return layers
 
-# %% ../nbs/reference/16_osm.ipynb #11812a55
-_UNREADABLE = (DataError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FieldError, shapely.errors.GEOSException, UnicodeDecodeError, ValueError, OSError, RuntimeError)
+# %% ../nbs/reference/16_osm.ipynb #aa555969
+_UNREADABLE = (DataError, RuntimeError, ValueError, OSError, shapely.errors.GEOSException)  # what pyogrio, Arrow and GEOS raise on broken files
 
 
 def _sources(source: Path, bbox: tuple | None, crs: Any) -> dict[str, Any]:

@@ -107,12 +107,12 @@ def read_ecoregions(source: str | Path | gpd.GeoDataFrame,  # a vector file, or 
     result.attrs = {k: v for k, v in frame.attrs.items() if k in ("source", "title", "citation", "licence", "simulated")}
     return result
 
-# %% ../nbs/reference/20_zones.ipynb #5cb560ab
+# %% ../nbs/reference/20_zones.ipynb #a6791d2b
 def cell_areas(geobox: GeoBox,  # a grid in degrees, or in metres of an equal-area or conformal projection
                ) -> np.ndarray:  # (y, 1) km2 of a cell of each row
     "The ground area of the cells of a grid, by row."
     rows = np.arange(geobox.shape.y + 1)
-    left, y = geobox.affine.c, geobox.affine.f + geobox.affine.e * rows
+    y = geobox.affine.f + geobox.affine.e * rows
     if not geobox.crs.geographic:
         return np.full((len(rows) - 1, 1), abs(geobox.affine.a * geobox.affine.e) / 1e6)
     x, y = Transformer.from_crs(4326, 6933, always_xy=True).transform(np.full(len(y), abs(geobox.affine.a)), np.clip(y, -90, 90))
