@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
 
-from isa_nb.catalog import DOI, LICENCES, Catalog, read_yaml
+from isa_nb.catalog import Catalog, read_yaml
 from isa_nb.core import LAND_COVER, DataError, RequestError, geobox_of, raster, resource, same_grid, sha256, square_geobox
 from isa_nb.drivers import CLASS_KINDS
+from isa_nb.entries import DOI, LICENCES
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "../shared/data"
