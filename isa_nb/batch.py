@@ -161,7 +161,7 @@ def _arguments(run: _Run, task: Task, parts: dict[str, Any], work: Path) -> dict
     return {"name": task.name, "notebook": str(notebook), "work": str(work), "final": str((run.out / task.key).resolve()),
             "parameters": {k: v for k, v in given.items() if k in declared(notebook)}, "timeout": e.limit("timeout", run.request.profile)}
 
-# %% ../nbs/reference/75_batch.ipynb #86dbc4c6
+# %% ../nbs/reference/75_batch.ipynb #46691d16
 def _settled(run: _Run, key: str) -> bool:
     "Is nothing more to be expected of this task?"
     return run.steps[key]["state"] not in ("waiting", "running")
@@ -171,9 +171,9 @@ def _blocked(run: _Run, task: Task) -> str | None:
     "Why a task cannot be made; None if it can."
     missing = [k for k in task.needs if not run.usable(k)]
     if task.place is None:
-        places = [k for k in task.needs if run.tasks()[k].place]
-        run.steps[task.key]["without"] = [k for k in missing if k in places]
-        missing = [k for k in missing if k not in places] or (missing if places and set(places) <= set(missing) else [])
+        there = {run.tasks()[k].experiment for k in task.needs if run.usable(k)}
+        run.steps[task.key]["without"] = [k for k in missing if run.tasks()[k].experiment in there]
+        missing = [k for k in missing if run.tasks()[k].experiment not in there]
     return "needs " + ", ".join(f"{k} ({run.steps[k]['state']})" for k in missing) if missing else None
 
 

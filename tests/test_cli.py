@@ -1,0 +1,182 @@
+"""The isa command as a user meets it: help, exit codes, one line for a mistake; and the checks of `isa test`."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from typer.testing import CliRunner
+
+from isa_nb import cli, house
+
+ROOT = Path(__file__).parents[1]
+
+
+def isa(*words: str) -> tuple[int, str, str]:
+    "Exit code, output and errors."
+    done = CliRunner().invoke(cli.app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
+    return done.exit_code, done.stdout, done.stderr
+
+
+def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> None:
+    assert result[0] == code, result
+    assert len(result[2].strip().splitlines()) == 1 and "Traceback" not in result[2], result[2]
+    for word in words:
+        assert word in result[2], result[2]
+
+
+def test_help_says_what_and_gives_an_example():
+    code, out, _ = isa("--help")
+    assert code == 0 and all(f" {name} " in out for name in ("run", "fuse", "docs", "test"))
+    for name in ("run", "fuse", "docs", "test"):
+        code, out, _ = isa(name, "--help")
+        assert code == 0 and "Example:" in out, name
+
+
+def test_help_needs_no_heavy_library():
+    code = "import sys; from isa_nb.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\nprint([m for m in ('numpy', 'pandas', 'rasterio', 'isa_nb.core', 'distributed') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_an_unknown_command_lists_those_there_are():
+    code, _, err = isa("fusee")
+    assert code == 2 and "No such command 'fusee': there are run, fuse, docs, test." in err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--profile", "smok"], "did you mean 'smoke'?"),
+    (["--zones", "W1,W9"], "unknown zone 'W9'"),
+    (["--experiments", "label"], "unknown experiment 'label'"),
+    (["--catalog", "none.yaml"], "no such catalogue: none.yaml"),
+    (["--workers", "0"], "0 workers"),
+    (["--suite", "none.yaml"], "no such file of experiments: none.yaml"),
+])
+def test_a_wrong_run_is_one_line_and_makes_nothing(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(isa("run", *words), 2, "isa run: ", message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["--debug", "run", "--profile", "smok"])
+    assert done.exit_code == 1 and type(done.exception).__name__ == "RequestError"
+
+
+def test_an_unexpected_error_is_one_line_too(monkeypatch):
+    monkeypatch.setattr("isa_nb.batch.run", lambda request: 1 / 0)
+    assert_one_line(isa("run"), 1, "isa run: unexpected ZeroDivisionError: division by zero; `isa --debug run ...` shows where")
+
+
+def test_interrupted_ends_with_130(monkeypatch):
+    def interrupted(request):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("isa_nb.batch.run", interrupted)
+    assert_one_line(isa("run"), 130, "isa run: interrupted")
+
+
+# ---- isa fuse
+
+
+@pytest.fixture
+def products(tmp_path) -> Path:
+    "Two products of 64 x 64 pixels that disagree in one column; the second in codes of its own, with a nodata corner."
+    a, b = np.zeros((64, 64), np.uint8), np.full((64, 64), 10, np.uint8)
+    a[:, :20], b[:, :21] = 1, 190
+    b[0, 0] = 250
+    for name, values, nodata in (("a", a, 255), ("b", b, 250)):
+        with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", width=64, height=64, count=1, dtype="uint8", crs="EPSG:32650", nodata=nodata,
+                           transform=from_origin(500_000, 4_000_000, 30, 30)) as f:
+            f.write(values, 1)
+    return tmp_path
+
+
+def test_fuse_on_files(products):
+    out = products / "fused"
+    code, text, err = isa("fuse", "--product", f"a={products}/a.tif", "--product", f"b={products}/b.tif", "--legend", "b=190", "--year", "b=2020", "--out", str(out))
+    assert code == 0, err
+    with rasterio.open(out / "label.tif") as f:
+        label = f.read(1)
+    assert (label[1:, :20] == 1).all() and (label[:, 20] == 2).all() and (label[:, 21:] == 0).all()
+    assert json.loads((out / "fusion.json").read_text())["years"] == ["unknown", "2020"]
+    assert "4,096 pixels" in text and "agreement" in text and str(out / "label.tif") in text
+    assert_one_line(isa("fuse", "--product", f"a={products}/a.tif", "--product", f"b={products}/b.tif", "--legend", "b=190", "--out", str(out)), 2, "holds an earlier fusion")
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["--product", "a.tif", "--product", "b={}/b.tif"], 2, "--product 'a.tif': write it as NAME=VALUE"),
+    (["--product", "a={}/a.tif", "--product", "a={}/b.tif"], 2, "--product a is given twice"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "c=190"], 2, "unknown product 'c'"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=300"], 2, "from 0 to 255"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=gisaa"], 2, "unknown source 'gisaa'"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--year", "last"], 2, "--year: write it as 2020"),
+    (["--product", "a={}/a.tif", "--product", "b={}/none.tif"], 1, "none.tif"),
+    (["--product", "a={}/a.tif", "--product", "b={}/none.tif", "--legend", "b=190"], 1, "none.tif"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif"], 1, "b"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--rule", "mine"], 2, "unknown rule 'mine'"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--osm", "{}/none.zip"], 1, "none.zip"),
+])
+def test_a_wrong_fuse_is_one_line(products, words, code, message):
+    out = products / "fused"
+    assert_one_line(isa("fuse", *(w.format(products) for w in words), "--out", str(out)), code, "isa fuse: ", message)
+    assert not list(out.glob("*.tif"))
+
+
+# ---- isa docs, isa test
+
+
+@pytest.mark.parametrize("name", ["docs", "test"])
+def test_only_in_a_checkout(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(isa(name), 2, "is not in a checkout of isa_nb: go to the folder that holds settings.ini")
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    "A checkout of one module, exported and clean."
+    settings = (ROOT / "settings.ini")
+    if not settings.exists():
+        pytest.skip("the checks are tested in a checkout")
+    (tmp_path / "settings.ini").write_bytes(settings.read_bytes())
+    (tmp_path / "nbs/reference").mkdir(parents=True)
+    cells = [nbformat.v4.new_code_cell("#| default_exp one"), nbformat.v4.new_code_cell("#| export\ndef one() -> int:\n    return 1"), nbformat.v4.new_code_cell("assert one() == 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), tmp_path / "nbs/reference/00_one.ipynb")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    house._again(tmp_path, copy)
+    for name in ("nbs/reference/00_one.ipynb", "isa_nb/one.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (copy / name).replace(tmp_path / name)
+    shutil.rmtree(copy)
+    return tmp_path
+
+
+def test_the_checks_see_what_is_wrong_and_change_nothing(checkout):
+    notebook, module = checkout / "nbs/reference/00_one.ipynb", checkout / "isa_nb/one.py"
+    assert [(c.passed, c.failed) for c in house.check_sync(checkout)] == [(1, 0), (1, 0)]
+    module.write_text(module.read_text().replace("return 1", "return 2"))
+    node = nbformat.read(notebook, 4)
+    node.cells[1].execution_count = 7
+    nbformat.write(node, notebook)
+    (checkout / "isa_nb/stray.py").write_text("x = 1\n")
+    before = {p: p.read_bytes() for p in checkout.rglob("*") if p.is_file()}
+    clean, step = house.check_sync(checkout)
+    assert (clean.passed, clean.failed, step.passed, step.failed) == (0, 1, 0, 2)
+    assert "00_one.ipynb is not clean" in clean.lines[0] and "isa_nb/one.py is not what its notebook exports" in step.lines[0] and "stray" in step.lines[1]
+    assert {p: p.read_bytes() for p in checkout.rglob("*") if p.is_file()} == before
+
+
+def test_a_notebook_that_does_not_run_is_named(checkout, capfd):
+    good = checkout / "nbs/reference/00_one.ipynb"
+    assert house.check_notebooks(checkout, workers=1).line() == "notebooks run: 1 passed, 0 failed"
+    bad = good.with_name("01_bad.ipynb")
+    bad.write_text(good.read_text().replace("assert one() == 1", "assert one() == 3"))
+    check = house.check_notebooks(checkout, workers=1)
+    assert check.line() == "notebooks run: 1 passed, 1 failed" and check.lines == ["nbs/reference/01_bad.ipynb does not run"]
+    assert "AssertionError" in capfd.readouterr().err
