@@ -61,11 +61,13 @@ def _quarto(root: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(staged / "_docs", out)
 
-# %% ../nbs/reference/76_site.ipynb #95f5ee34
+# %% ../nbs/reference/76_site.ipynb #98fb9df6
 PAGE_STYLE = """body { margin: 0 !important; padding: 0 !important; }
 .isa-nav { position: fixed; top: 0; bottom: 0; left: 0; width: 15rem; overflow-y: auto; padding: 1rem; font: 14px/1.5 sans-serif; background: #f6f7f8; border-right: 1px solid #ddd; }
 .isa-nav a { color: #1f4e8c; text-decoration: none; } .isa-nav b { display: block; margin-top: .8rem; } .isa-nav a.here { font-weight: bold; }
 .isa-page { margin-left: 18rem; max-width: 62rem; padding: 1rem 1rem 4rem; font-family: sans-serif; line-height: 1.5; }
+.isa-page img { max-width: 100%; } .isa-page pre { overflow-x: auto; } .isa-page .anchor-link { display: none; }
+.isa-page > table { border-collapse: collapse; } .isa-page > table td, .isa-page > table th { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 @media (max-width: 60rem) { .isa-nav { position: static; width: auto; } .isa-page { margin-left: 1rem; } }"""
 
 # %% ../nbs/reference/76_site.ipynb #b0aa9fe4
@@ -92,11 +94,11 @@ def _nav(nbs: Path, here: str) -> str:
 def _linked(body: str) -> str:
     return re.sub(r'(href="(?!https?:)[^"#]+)\.(?:ipynb|qmd)((?:#[^"]*)?")', r"\1.html\2", body)
 
-# %% ../nbs/reference/76_site.ipynb #4063fc2c
+# %% ../nbs/reference/76_site.ipynb #b1a27aa4
 def _notebook(path: Path) -> str:
     import nbformat
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(embed_images=True)
+    exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
     nb = nbformat.read(path, 4)
     nb.cells = [c for c in nb.cells if not re.search(r"^#\| *(hide|default_exp)", c.source)]
     whole = exporter.from_notebook_node(nb, resources={"metadata": {"path": str(path.parent), "name": _title(path)}})[0]
@@ -106,7 +108,7 @@ def _notebook(path: Path) -> str:
 def _text(path: Path) -> str:
     from nbconvert.filters import markdown2html
     source = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.S)
-    source = re.sub(r"^:::.*$", "", source, flags=re.M)
+    source = re.sub(r"^:::.*$|(?<=\))\{[^}\n]*\}", "", source, flags=re.M)  # Quarto's marks
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(_title(path))}</title></head><body><h1>{html.escape(_title(path))}</h1>{markdown2html(source)}</body></html>'
 
 
