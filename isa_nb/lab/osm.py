@@ -7,7 +7,7 @@ __all__ = ['FACTS', 'LAYERS', 'ROADS', 'SPEED', 'LANDUSE', 'WATER', 'RELIGIONS',
            'NEIGHBOURHOOD', 'CELLS', 'FAULTS', 'SQUARE', 'COARSE', 'WILD', 'built_up', 'chance', 'mapped', 'wild',
            'Draft', 'layers', 'write']
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #b7a99176
+# %% ../../nbs/reference/15_lab_osm.ipynb #c3d61cc4
 import shutil
 import tempfile
 import zipfile
@@ -28,10 +28,10 @@ from scipy.special import ndtr, ndtri
 
 from ..core import DataError, atomic_path, geobox_of
 from .errors import box_sum, error_field
-from .fields import CODE, hash64, make_key, stream
+from .fields import CODE, KINDS, concat, hash64, make_key, stream, take, within
 from .land import hilliness, water
 from .settlements import settlements
-from .world import World, for_geobox
+from .world import CHUNK, World, for_geobox
 
 # %% ../../nbs/reference/15_lab_osm.ipynb #51080503
 FACTS = pd.DataFrame([
@@ -55,23 +55,25 @@ RELIGIONS = {"W1": ((3300, "muslim", 0.75), (3400, "buddhist", 0.15), (3100, "ch
              "W3": ((3400, "buddhist", 0.5), (3600, "taoist", 0.2), (3100, "christian", 0.2), (3300, "muslim", 0.1)), "W4": ((3400, "buddhist", 0.6), (3600, "taoist", 0.25), (3100, "christian", 0.15))}
 PLACES = ((1001, "city"), (1002, "town"), (1003, "village"), (1004, "hamlet"))
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #ff9308ff
+# %% ../../nbs/reference/15_lab_osm.ipynb #528b66dc
 STATE = 2020  # year of the extract
 COMPLETE = {  # kind: zone or "" -> (centre of a city, open country)
-    "building": {"W1": (0.60, 0.02), "W2": (0.55, 0.02), "W3": (0.80, 0.03), "W4": (0.70, 0.02)},
+    "building": {"W1": (0.50, 0.02), "W2": (0.45, 0.02), "W3": (0.75, 0.02), "W4": (0.65, 0.015)},
     "main road": {"": (1.0, 0.95)}, "street": {"": (0.95, 0.25)}, "lane": {"": (0.45, 0.03)}, "rail": {"": (1.0, 0.95)},
     "river": {"": (1.0, 0.97)}, "lake": {"": (0.95, 0.75)}, "pond": {"": (0.60, 0.10)}, "stream": {"": (0.9, 0.45)},
     "landuse": {"": (0.70, 0.10)}, "wild": {"": (0.35, 0.12)}, "ground": {"": (0.65, 0.10)}, "poi": {"": (0.60, 0.10)}, "tree": {"": (0.05, 0.0)}}
-FULL = 0.25  # built-up share at which the chance of the centre applies
+FULL = 0.40  # built-up share from which the chance of the centre applies
 NEIGHBOURHOOD, CELLS = 256.0, 5  # metres of a cell; cells on each side
 FAULTS = {"offset": 1.5, "bad imagery": 0.06, "bad offset": 9.0, "gone": 0.01, "drained": 0.06, "invalid": 0.003}  # metres, shares; inferred
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #cca93a88
+# %% ../../nbs/reference/15_lab_osm.ipynb #19020a98
 def built_up(at: np.ndarray,  # (n, 2) places, metres
              blocks: np.ndarray,  # (m, 2) centres of the settled blocks, for 1.4 km around all places
              area: np.ndarray,  # (m,) their areas, m2
              ) -> np.ndarray:  # (n,) 0..1
     "Built-up share within some 1.4 km of places; the cells count from the origin of the world, so no window matters."
+    if not len(at):
+        return np.empty(0)
     both = np.floor(np.concatenate([at, blocks]) / NEIGHBOURHOOD).astype(int)
     (i, j), (cols, rows) = (both - both.min(0) + CELLS).T, np.ptp(both, axis=0) + 2 * CELLS + 1
     cells = np.bincount((j * cols + i)[len(at):], np.round(area), rows * cols).reshape(rows, cols).astype(np.int64)
@@ -128,7 +130,7 @@ def wild(world: World,  # the world
     out.geometry = out.geometry.simplify(COARSE, preserve_topology=True)
     return out[out.area > 20_000].reset_index(drop=True)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #7bb7ab88
+# %% ../../nbs/reference/15_lab_osm.ipynb #3df046e8
 class Draft:
     "Rows of an extract in the making."
 
@@ -148,8 +150,10 @@ class Draft:
         keep = np.ones(len(things), bool) if kind is None else mapped(things, kind, self.world.zone, self.key)
         if share < 1:
             keep &= stream(things.key.to_numpy(), f"osm {layer} {np.ravel(fclass)[0] if len(things) else ''}") < share
+        geometry = things.geometry.to_numpy() if geometry is None else geometry
+        keep &= ~(shapely.is_missing(geometry) | shapely.is_empty(geometry))
         if keep.any():
-            q = {"layer": layer, "key": things.key.to_numpy(), "code": code, "fclass": fclass, "geometry": things.geometry.to_numpy() if geometry is None else geometry, **fields}
+            q = {"layer": layer, "key": things.key.to_numpy(), "code": code, "fclass": fclass, "geometry": geometry, **fields}
             self.rows.append(pd.DataFrame({k: np.broadcast_to(np.asarray(v), (len(things),))[keep] for k, v in q.items()}))
 
 # %% ../../nbs/reference/15_lab_osm.ipynb #4b4381f4
@@ -205,7 +209,7 @@ def _ways(d: Draft, o: gpd.GeoDataFrame) -> None:
     air = o[(o.kind == "aeroway") & o.tag.isin(["apron", "aerodrome"])]
     d.add("transport_a", air, "rail", np.where(air.tag == "apron", 5656, 5651), air.tag.replace("aerodrome", "airport").to_numpy())
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #4e192749
+# %% ../../nbs/reference/15_lab_osm.ipynb #4b5232ec
 def _waters(d: Draft, o: gpd.GeoDataFrame) -> None:
     for tag, kind in (("river", "river"), ("lake", "lake"), ("pond", "pond")):
         d.add("water_a", o[(o.kind == "water") & (o.tag == tag)], kind, *WATER[tag])
@@ -215,7 +219,7 @@ def _waters(d: Draft, o: gpd.GeoDataFrame) -> None:
     d.add("traffic", brooks, "stream", 5332, "weir", shapely.get_point(brooks.geometry.to_numpy(), 0), share=0.03)
     lakes = o[(o.kind == "water") & (o.tag == "lake")]
     shore = o[(o.kind == "bed") & (o.tag == "shore")].drop_duplicates("key").set_index("key", drop=False).reindex(lakes.key).reset_index(drop=True)
-    rim = shapely.difference(shore.geometry.to_numpy(), lakes.geometry.to_numpy())
+    rim = shapely.difference(*(shapely.make_valid(q.geometry.to_numpy(), method="structure", keep_collapsed=False) for q in (shore, lakes)))
     d.add("natural_a", lakes, "lake", 4141, "beach", rim, share=0.3)
     edge = shapely.get_exterior_ring(lakes.geometry.to_numpy())
     for code, fclass, a, b, width, share in ((5303, "pier", None, 0.25, 3, 0.25), (5302, "marina", 0.60, 0.604, 40, 0.06), (5311, "dam", 0.10, 0.20, 8, 0.12)):
@@ -274,7 +278,7 @@ def _crossed(geometry: np.ndarray, bad: np.ndarray) -> np.ndarray:
         out[i] = shapely.Polygon(ring[[0, 2, 1, *range(3, len(ring))]])
     return out
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #e80cd9f8
+# %% ../../nbs/reference/15_lab_osm.ipynb #ad62d990
 def layers(geobox: GeoBox | xr.DataArray,  # any grid, or a raster on it
            seed: int = 0,  # of the world and of the mappers
            world: World | None = None,  # None: the world at the centre of the grid
@@ -285,18 +289,30 @@ def layers(geobox: GeoBox | xr.DataArray,  # any grid, or a raster on it
     e = geobox.extent.to_crs(world.crs, resolution=geobox.extent.boundingbox.span_x / 16).boundingbox
     bounds = e.left, e.bottom, e.right, e.top
     d = Draft(world, make_key("osm", seed, world.zone, world.crs))
+    o, land = world.objects(bounds), wild(world, bounds).assign(built=0)
     far = NEIGHBOURHOOD * (CELLS + 1)
-    o = world.objects((bounds[0] - far, bounds[1] - far, bounds[2] + far, bounds[3] + far))
-    land = wild(world, bounds)
-    blocks = o[(o.kind == "block") & (o.built <= STATE)]
-    middle, area = shapely.get_coordinates(shapely.centroid(blocks.geometry.to_numpy())), blocks.area.to_numpy()
-    o, land = (_prepare(q, bounds, middle, area) for q in (o, land.assign(built=0)))
+    blocks = _blocks(world, (bounds[0] - far, bounds[1] - far, bounds[2] + far, bounds[3] + far))
+    o, land = (_prepare(q, bounds, *blocks) for q in (o, land))
     for rule in (_settlement, _poi, _ways, _waters, _ghosts):
         rule(d, o)
     _country(d, land, bounds)
     return _finish(d, bounds, geobox)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #6ee9708d
+# %% ../../nbs/reference/15_lab_osm.ipynb #dc5268e1
+def _blocks(world: World, bounds: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    "Middle (n, 2) and area of the settled blocks of a window."
+    rows, cols = (range(int(bounds[k] // CHUNK), int(bounds[k + 2] // CHUNK) + 1) for k in (1, 0))
+    s = concat([take(q, (q.kind == KINDS.index("block")) & (q.built <= STATE)) for q in (world.chunk(i, j).shapes for j in rows for i in cols)])
+    s = within(take(s, np.unique(s.key, return_index=True)[1]), bounds)
+    n = np.diff(s.start)
+    if not len(n):
+        return np.empty((0, 2)), np.empty(0)
+    middle = np.add.reduceat(s.xy, s.start[:-1]) / n[:, None]
+    (x, y), after = (s.xy - np.repeat(middle, n, axis=0)).T, np.arange(1, len(s.xy) + 1)
+    after[s.start[1:] - 1] = s.start[:-1]
+    return middle, np.abs(np.add.reduceat(x * y[after] - x[after] * y, s.start[:-1])) / 2
+
+
 def _prepare(o: gpd.GeoDataFrame, bounds: tuple[float, ...], blocks: np.ndarray, area: np.ndarray) -> gpd.GeoDataFrame:
     "Objects that touch the bounds, with their middle and the built-up share around it."
     box = o.bounds.to_numpy()
@@ -315,7 +331,7 @@ def _finish(d: Draft, bounds: tuple[float, ...], geobox: GeoBox) -> dict[str, gp
     geometry = shapely.transform(geometry, lambda p: np.stack(lonlat.transform(*p.T), -1))
     bad = (stream(table.key.to_numpy(np.uint64), "invalid") < FAULTS["invalid"]) & (table.layer == "buildings_a").to_numpy()
     table["geometry"] = _crossed(geometry, bad)
-    table["osm_id"] = [str(k) for k in table.key.to_numpy(np.uint64) % np.uint64(10_000_000_000)]
+    table["osm_id"] = pd.Series(table.key.to_numpy(np.uint64) % np.uint64(10_000_000_000), dtype="uint64").astype(str)
     table["name"] = np.where(table.layer.isin(["places", "pofw_a", "transport_a"]) | table.fclass.isin(["trunk", "primary", "secondary", "river"]), "simulated " + table.fclass.astype(str) + " " + table.osm_id.str[-4:], "")
     out = {}
     for layer, more in LAYERS.items():

@@ -7,7 +7,7 @@ __all__ = ['FACTS', 'PRODUCTS', 'GLC_CODES', 'ERRORS', 'KNOT', 'FINE', 'MARGIN',
            'HIDDEN', 'CLOUDS', 'Product', 'Errors', 'native_window', 'native_geobox', 'knots', 'fine_truth', 'density',
            'sieve', 'cover_codes', 'gisa_codes', 'first_years', 'product', 'truth_on']
 
-# %% ../../nbs/reference/14_lab_products.ipynb #482a7ab4
+# %% ../../nbs/reference/14_lab_products.ipynb #80be921f
 import math
 import threading
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from ..core import geobox_of, raster, unknown
 from .errors import box_sum, deviate, nodes_of, normal
-from .fields import CODE, ISA_LUT, LC_LUT, concat, make_key, paint, take, within
+from .fields import ALWAYS, CODE, ISA_LUT, LC_LUT, concat, draw, make_key, paint, take, within
 from .world import CHUNK, World, for_geobox
 
 # %% ../../nbs/reference/14_lab_products.ipynb #72e984e6
@@ -65,11 +65,11 @@ class Product:
     shared: float
     utm: bool = False  # native CRS is that of the world instead of EPSG:4326
 
-# %% ../../nbs/reference/14_lab_products.ipynb #9af3512d
+# %% ../../nbs/reference/14_lab_products.ipynb #5630ed00
 _GISA_STEP = 0.000269494585235856472
 PRODUCTS = {
-    "gisa": Product("GISA-like first year of imperviousness", 2019, _GISA_STEP, 1, None, None, {}, 6, 1.25, 0.42, 0, 3, 7.0, 0.55),
-    "glc_fcs30": Product("GLC_FCS30-like land cover", 2020, _GISA_STEP, 190, 250, None, {}, 6, 1.35, 0.50, 0, 4, 9.0, 0.55),
+    "gisa": Product("GISA-like first year of imperviousness", 2019, _GISA_STEP, 1, None, None, {}, 6, 1.25, 0.42, 0, 3, 8.0, 0.45),
+    "glc_fcs30": Product("GLC_FCS30-like land cover", 2020, _GISA_STEP, 190, 250, None, {}, 6, 1.35, 0.50, 0, 4, 10.0, 0.45),
     "esa": Product("ESA WorldCover-like land cover", 2020, 1 / 12000, 50, 0, None, {1: 10, 2: 20, 3: 40, 4: 30, 6: 60, 7: 80, 8: 90, 9: 70, 10: 100}, 3, 1.3, 0.50, 0, 2, 4.0, 0.5),
     "esri": Product("Esri-like land cover (10 classes)", 2020, 10.0, 7, 0, 10, {1: 2, 2: 6, 3: 5, 4: 3, 6: 8, 7: 1, 8: 4, 9: 9, 10: 8}, 3, 1.3, 0.32, 3, 12, 4.0, 0.45, True),
     "from_glc10": Product("FROM-GLC10-like land cover", 2017, 10 / 111_319.49079327358, 80, 0, 120, {1: 20, 2: 40, 3: 10, 4: 30, 6: 90, 7: 60, 8: 50, 9: 100, 10: 70}, 3, 1.3, 0.55, 0, 1, 6.0, 0.45),
@@ -101,20 +101,20 @@ class Errors:
     green: float
     classes: float
 
-# %% ../../nbs/reference/14_lab_products.ipynb #6b0bb029
+# %% ../../nbs/reference/14_lab_products.ipynb #23cbff22
 ERRORS = {
     ("gisa", "W1"): Errors(0.05, 0.50, 0.0025, 0.003, 0.08, 0.01, 0.06, 0),
     ("gisa", "W2"): Errors(0.05, 0.42, 0.0040, 0.004, 0.08, 0.01, 0.06, 0),
-    ("gisa", "W3"): Errors(0.04, 0.28, 0.0150, 0.005, 0.12, 0.02, 0.07, 0),
+    ("gisa", "W3"): Errors(0.06, 0.32, 0.0250, 0.006, 0.15, 0.02, 0.10, 0),
     ("gisa", "W4"): Errors(0.05, 0.40, 0.0200, 0.003, 0.10, 0.02, 0.08, 0),
-    ("glc_fcs30", "W1"): Errors(0.08, 0.55, 0.0040, 0.004, 0.08, 0.02, 0.08, 0.08),
-    ("glc_fcs30", "W2"): Errors(0.08, 0.50, 0.0060, 0.006, 0.10, 0.02, 0.08, 0.11),
-    ("glc_fcs30", "W3"): Errors(0.06, 0.36, 0.0300, 0.010, 0.18, 0.03, 0.10, 0.17),
-    ("glc_fcs30", "W4"): Errors(0.10, 0.52, 0.0400, 0.005, 0.15, 0.04, 0.10, 0.18),
-    ("esa", "W1"): Errors(0.06, 0.40, 0.0020, 0.002, 0.06, 0.01, 0.04, 0.25),
-    ("esa", "W2"): Errors(0.06, 0.38, 0.0025, 0.003, 0.08, 0.01, 0.04, 0.25),
-    ("esa", "W3"): Errors(0.05, 0.28, 0.0150, 0.004, 0.15, 0.02, 0.05, 0.25),
-    ("esa", "W4"): Errors(0.06, 0.35, 0.0200, 0.003, 0.12, 0.02, 0.06, 0.25),
+    ("glc_fcs30", "W1"): Errors(0.11, 0.58, 0.0045, 0.004, 0.08, 0.02, 0.08, 0.06),
+    ("glc_fcs30", "W2"): Errors(0.11, 0.55, 0.0065, 0.006, 0.10, 0.02, 0.08, 0.08),
+    ("glc_fcs30", "W3"): Errors(0.09, 0.42, 0.0400, 0.010, 0.20, 0.03, 0.12, 0.11),
+    ("glc_fcs30", "W4"): Errors(0.16, 0.62, 0.0500, 0.008, 0.20, 0.05, 0.13, 0.12),
+    ("esa", "W1"): Errors(0.06, 0.40, 0.0020, 0.002, 0.06, 0.01, 0.04, 0.30),
+    ("esa", "W2"): Errors(0.06, 0.38, 0.0025, 0.003, 0.08, 0.01, 0.04, 0.30),
+    ("esa", "W3"): Errors(0.05, 0.28, 0.0150, 0.004, 0.15, 0.02, 0.05, 0.30),
+    ("esa", "W4"): Errors(0.06, 0.35, 0.0200, 0.003, 0.12, 0.02, 0.06, 0.30),
     ("esri", "W1"): Errors(0.02, 0.30, 0.0030, 0.002, 0.10, 0.02, 0.30, 0.15),
     ("esri", "W2"): Errors(0.02, 0.28, 0.0040, 0.003, 0.12, 0.02, 0.30, 0.15),
     ("esri", "W3"): Errors(0.02, 0.20, 0.0200, 0.004, 0.25, 0.03, 0.35, 0.15),
@@ -171,36 +171,55 @@ def knots(name: str,  # product
     lead = [float(normal(make_key(int(key), name, "lead", axis), 0, 0)) for axis in ("x", "y")]
     return at + p.shift * np.stack([0.8 * a + 0.3 * b for a, b in zip(lead, drift, strict=True)]), int(i[0, 0]), int(j[0, 0])
 
-# %% ../../nbs/reference/14_lab_products.ipynb #6126e145
+# %% ../../nbs/reference/14_lab_products.ipynb #4e739c73
 FINE = 4.0  # metres, side of a pixel of the internal truth
 MARGIN = 480.0  # metres of truth around a request: density is seen beyond its edge
-_PAD = 256.0  # metres: products of one request ask for almost, not quite, the same bounds
-_held: list[tuple] = []  # the last few pieces of truth: (world and year, bounds, codes)
+_PAD = 512.0  # metres: products of one request ask for almost, not quite, the same bounds
+_held: list[tuple] = []  # the last pieces: (world, bounds, land, {year: surface})
 _lock = threading.Lock()
 
-# %% ../../nbs/reference/14_lab_products.ipynb #f5b2a9a1
+# %% ../../nbs/reference/14_lab_products.ipynb #f9cb49d3
 def _shape(bounds: tuple[float, float, float, float]) -> tuple[int, int]:  # of the fine grid
     return round((bounds[3] - bounds[1]) / FINE), round((bounds[2] - bounds[0]) / FINE)
 
 
+def _chunks(bounds: tuple[float, float, float, float]) -> Iterable[tuple[int, int, tuple[float, float, float, float], tuple[slice, slice]]]:
+    "Chunks of the world that a window touches: numbers, the shared bounds, and where these are in the window."
+    for j in range(int(bounds[1] // CHUNK), int(np.ceil(bounds[3] / CHUNK))):
+        for i in range(int(bounds[0] // CHUNK), int(np.ceil(bounds[2] / CHUNK))):
+            x0, y0, x1, y1 = (f(u, v) for f, u, v in zip((max, max, min, min), bounds, (i * CHUNK, j * CHUNK, (i + 1) * CHUNK, (j + 1) * CHUNK), strict=True))
+            yield i, j, (x0, y0, x1, y1), np.s_[round((bounds[3] - y1) / FINE):round((bounds[3] - y0) / FINE), round((x0 - bounds[0]) / FINE):round((x1 - bounds[0]) / FINE)]
+
+
+def _drawn(world: World, land: np.ndarray, bounds: tuple[float, float, float, float], year: int) -> np.ndarray:
+    out = land.copy()
+    for i, j, b, part in _chunks(bounds):
+        code = np.ascontiguousarray(out[part])
+        draw(within(world.chunk(i, j).shapes, b), year, b[0], b[3], FINE, code, np.empty(code.shape, np.uint32), np.empty(code.shape, np.float32))
+        out[part] = code
+    return out
+
+# %% ../../nbs/reference/14_lab_products.ipynb #b34abdcd
 def fine_truth(world: World,  # the world
                year: int,  # of the truth
                bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy in metres, multiples of FINE
                ) -> np.ndarray:  # uint8 surface codes, rows from the top
     "Surface codes on the fine grid; the last pieces are kept, because several products ask for the same."
-    name = world.zone, world.crs, world.seed, year
+    name = world.zone, world.crs, world.seed
     with _lock:
         held = next((h for h in _held if h[0] == name and all(x <= y for x, y in zip(h[1][:2] + bounds[2:], bounds[:2] + h[1][2:], strict=True))), None)
         if held is None:
             wide = tuple(v + d for v, d in zip(bounds, (-_PAD, -_PAD, _PAD, _PAD), strict=True))
-            held = name, wide, world.render(wide[0], wide[3], FINE, _shape(wide), year)[0]
+            held = name, wide, world.render(wide[0], wide[3], FINE, _shape(wide), ALWAYS - 1)[0], {}
             _held.append(held)
-            del _held[:-4]
+            del _held[:-2]
+        if year not in held[3]:
+            held[3][year] = _drawn(world, held[2], held[1], year)
     (x0, _, _, y1), (rows, cols) = held[1], _shape(bounds)
     r, c = round((y1 - bounds[3]) / FINE), round((bounds[0] - x0) / FINE)
-    return held[2][r:r + rows, c:c + cols]
+    return held[3][year][r:r + rows, c:c + cols]
 
-# %% ../../nbs/reference/14_lab_products.ipynb #3f0b7f2a
+# %% ../../nbs/reference/14_lab_products.ipynb #7f3e8b25
 @njit(cache=True, nogil=True, inline="always")
 def _place(at, v, u, krow, kcol):  # world coordinates of a place given in knots
     i, j = int(np.floor(v)), int(np.floor(u))
@@ -211,27 +230,47 @@ def _place(at, v, u, krow, kcol):  # world coordinates of a place given in knots
             w00 * at[1, i, j] + w01 * at[1, i, j + 1] + w10 * at[1, i + 1, j] + w11 * at[1, i + 1, j + 1])
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _ends(at, i, j, t):  # x and y where a line of constant row crosses knot column j and the next
+    return ((1 - t) * at[0, i, j] + t * at[0, i + 1, j], (1 - t) * at[0, i, j + 1] + t * at[0, i + 1, j + 1],
+            (1 - t) * at[1, i, j] + t * at[1, i + 1, j], (1 - t) * at[1, i, j + 1] + t * at[1, i + 1, j + 1])
+
+
 @njit(cache=True, nogil=True)
 def _look(truth, first, isa, x0, y0, at, krow, kcol, row, col, sides, footprint, imp, wet, cover, year):
+    rows, cols = imp.shape
     n = sides * sides
-    count, years = np.zeros(64, np.int32), np.zeros(n, np.int16)
-    for r in range(imp.shape[0]):
-        for c in range(imp.shape[1]):
+    seen, years = np.empty((cols, n), np.uint8), np.zeros((cols, n), np.int16)
+    count, order = np.zeros(64, np.int32), np.zeros(n, np.int16)
+    for r in range(rows):
+        for a in range(sides):
+            v = (row + r + 0.5 + footprint * ((a + 0.5) / sides - 0.5)) / KNOT
+            i = int(np.floor(v))
+            t, last = v - i, -1
+            xa = xb = ya = yb = 0.0
+            for c in range(cols):
+                for b in range(sides):
+                    u = (col + c + 0.5 + footprint * ((b + 0.5) / sides - 0.5)) / KNOT
+                    j = int(np.floor(u))
+                    if j != last:
+                        xa, xb, ya, yb = _ends(at, i - krow, j - kcol, t)
+                        last = j
+                    y, x = int((y0 - (ya + (u - j) * (yb - ya))) / FINE), int((xa + (u - j) * (xb - xa) - x0) / FINE)
+                    seen[c, a * sides + b] = truth[y, x]
+                    if first.size > 0:
+                        years[c, a * sides + b] = first[y, x]
+        for c in range(cols):
             hits = watery = best = 0
             kind = np.uint8(0)
             count[:] = 0
             for k in range(n):
-                x, y = _place(at, (row + r + 0.5 + footprint * ((k // sides + 0.5) / sides - 0.5)) / KNOT,
-                              (col + c + 0.5 + footprint * ((k % sides + 0.5) / sides - 0.5)) / KNOT, krow, kcol)
-                i, j = int((y0 - y) / FINE), int((x - x0) / FINE)
-                s = truth[i, j]
+                s = seen[c, k]
                 if isa[s] == 1:
-                    q = hits  # keep the years of building in order
-                    if first.size > 0:
-                        while q > 0 and years[q - 1] > first[i, j]:
-                            years[q] = years[q - 1]
-                            q -= 1
-                        years[q] = first[i, j]
+                    q = hits  # the years of building in order
+                    while q > 0 and order[q - 1] > years[c, k]:
+                        order[q] = order[q - 1]
+                        q -= 1
+                    order[q] = years[c, k]
                     hits += 1
                     continue
                 watery += 41 <= s <= 43
@@ -240,7 +279,7 @@ def _look(truth, first, isa, x0, y0, at, krow, kcol, row, col, sides, footprint,
                     best, kind = count[s], s
             imp[r, c], wet[r, c], cover[r, c] = hits, watery, kind
             if first.size > 0:
-                year[r, c] = years[hits // 2] if hits > 0 else 0
+                year[r, c] = order[hits // 2] if hits > 0 else 0
 
 # %% ../../nbs/reference/14_lab_products.ipynb #f1cdcd04
 CELL, REACH = 64.0, 4  # metres of a density cell; cells on each side that are averaged
@@ -261,14 +300,14 @@ for _names, _group in ((("bare_soil", "gravel", "sand", "rock", "salt_crust"), _
     CONFUSER[[CODE[n] for n in _names]] = _group
 DENSE = 0.30  # density of a town centre: there omit_core applies, and green in full
 
-# %% ../../nbs/reference/14_lab_products.ipynb #5ece1787
+# %% ../../nbs/reference/14_lab_products.ipynb #6aa2eca3
 @njit(cache=True, nogil=True, inline="always")
 def _phi(z):
     return 0.5 * math.erfc(-z * 0.7071067811865476)
 
 
 @njit(cache=True, nogil=True)
-def _verdict(imp, soft, wet, cover, n, mix, errors, trouble, dense, x0, y0, coarse, fine, lattice, at, krow, kcol, row, col, isa, draw):
+def _verdict(imp, soft, wet, cover, n, mix, errors, trouble, dense, x0, y0, coarse, fine, lattice, at, krow, kcol, row, col, isa, quantile):
     omit_core, omit_rural, soil, fallow, hot, margin, green = errors[0], errors[1], errors[2], errors[3], errors[4], errors[5], errors[6]
     for r in range(imp.shape[0]):
         for c in range(imp.shape[1]):
@@ -280,15 +319,18 @@ def _verdict(imp, soft, wet, cover, n, mix, errors, trouble, dense, x0, y0, coar
             town = min(1.0, d / DENSE)
             town = town * town * (3 - 2 * town)
             f, w = imp[r, c] / n, wet[r, c] / n
-            draw[r, c] = _phi(deviate(coarse, fine, lattice, 2, x, y))
-            if soft[r, c] + 0.06 * deviate(coarse, fine, lattice, 3, x, y) >= mix:
+            quantile[r, c] = _phi(deviate(coarse, fine, lattice, 2, x, y))
+            near = soft[r, c] - mix
+            if -0.3 < near < 0.3:  # five standard deviations
+                near += 0.06 * deviate(coarse, fine, lattice, 3, x, y)
+            if near >= 0:
                 p = (omit_rural + (omit_core - omit_rural) * town) * (1.5 - f)
                 isa[r, c] = _phi(deviate(coarse, fine, lattice, 0, x, y)) >= p
             else:
                 g = trouble[cover[r, c]]
                 p = soil if g == 1 else fallow if g == 2 else hot if g == 3 else green * town if g == 4 else 0.0
                 p = p * (1 + 2 * f) + margin * 4 * w * (1 - w)
-                isa[r, c] = _phi(deviate(coarse, fine, lattice, 1, x, y)) < p
+                isa[r, c] = p > 0 and _phi(deviate(coarse, fine, lattice, 1, x, y)) < p
 
 # %% ../../nbs/reference/14_lab_products.ipynb #3420284f
 def sieve(isa: np.ndarray,  # bool (y, x)
@@ -309,48 +351,57 @@ MISTAKES = {1: (0.6, "shrub", "grass"), 2: (1.6, "grass", "tree_broadleaf"), 3: 
 HIDDEN = {"W1": "bare_soil", "W2": "bare_soil", "W3": "crop_rainfed", "W4": "grass"}  # what an omitted pixel becomes where nothing pervious is in it
 CLOUDS = {"W1": 0.0002, "W2": 0.0004, "W3": 0.0006, "W4": 0.0015}  # share under cloud in products whose legend has the class; inferred
 
-# %% ../../nbs/reference/14_lab_products.ipynb #a7e0ce49
+# %% ../../nbs/reference/14_lab_products.ipynb #c24e2713
 def cover_codes(name: str,  # a product with land-cover classes
                 zone: str,  # W1..W4
                 cover: np.ndarray,  # uint8 surface codes of the commonest pervious surface, 0 where there is none
-                draw: np.ndarray,  # float32 0..1, patchy
+                quantile: np.ndarray,  # float32 0..1, patchy
                 ) -> np.ndarray:  # uint8 product codes
     "The pervious part of a product's map: confusions, then its own legend."
     p, chance = PRODUCTS[name], ERRORS[name, zone].classes
-    cover = np.where(cover == 0, np.uint8(CODE[HIDDEN[zone]]), cover)
     limit = np.zeros(256, np.float32)
     swap = np.zeros((2, 256), np.uint8)
     for surface, code in CODE.items():
         factor, *partners = MISTAKES.get(int(LC_LUT[code]), (0.0, "rock", "rock"))
         limit[code] = min(0.9, factor * chance)
         swap[:, code] = [CODE["steppe" if q == "grass" and zone in _DRYLAND and surface != "steppe" else q] for q in partners]
-    wrong = draw < limit[cover]
-    second = draw < 0.35 * limit[cover]
-    cover = np.where(second, swap[1][cover], np.where(wrong, swap[0][cover], cover))
     lut = np.zeros((256, 4), np.uint8)  # column: which candidate
     for surface, code in CODE.items():
         if ISA_LUT[code] == 0:
             these = [p.classes[int(LC_LUT[code])]] if p.classes else GLC_CODES[surface][zone]
             lut[code] = [these[min(k, len(these) - 1)] for k in range(4)]
-    return lut[cover, np.searchsorted([0.6, 0.85, 0.95], np.modf(draw * 7.0)[0]).astype(np.uint8)]
+    out = np.empty(cover.shape, np.uint8)
+    _recode(cover, quantile, np.uint8(CODE[HIDDEN[zone]]), limit, swap, lut, out)
+    return out
 
-# %% ../../nbs/reference/14_lab_products.ipynb #100e300f
+
+@njit(cache=True, nogil=True)
+def _recode(cover, quantile, hidden, limit, swap, lut, out):
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            s = cover[r, c] if cover[r, c] else hidden
+            d = quantile[r, c]
+            if d < limit[s]:
+                s = swap[1, s] if d < 0.35 * limit[s] else swap[0, s]
+            f = d * 7 - np.floor(d * 7)
+            out[r, c] = lut[s, 0 if f < 0.6 else 1 if f < 0.85 else 2 if f < 0.95 else 3]
+
+# %% ../../nbs/reference/14_lab_products.ipynb #a06fd7cd
 def gisa_codes(year: np.ndarray,  # int16, year of building, 0 where nothing impervious is in the pixel
-               draw: np.ndarray,  # float32 0..1, patchy
+               quantile: np.ndarray,  # float32 0..1, patchy
                last: int,  # the year of the product
                ) -> np.ndarray:  # uint8, 0 where it is not impervious by then
     "Years to GISA's codes."
-    year = np.where(year == 0, 1985 + (draw * (last - 1984)).astype(np.int16), year + ((draw > 0.67) & (year > 1985)))
+    year = np.where(year == 0, 1985 + (quantile * (last - 1984)).astype(np.int16), year + ((quantile > 0.67) & (year > 1985)))
     code = np.where(year <= 1972, 1, np.where(year <= 1978, 2, np.maximum(year - 1982, 3)))
     return np.where(year > last, 0, code).astype(np.uint8)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #b876e3c4
+# %% ../../nbs/reference/14_lab_products.ipynb #1852f0ab
 def first_years(world: World,  # the world
                 bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy in metres; multiples of FINE
                 ) -> np.ndarray:  # int16 (y, x) on the fine grid; 0 where nothing was ever built
     "The year in which each point of the fine grid was first sealed."
-    rows, cols = (range(int(bounds[k] // CHUNK), int(bounds[k + 2] // CHUNK) + 1) for k in (1, 0))
-    s = within(concat([take(q, ISA_LUT[q.code] == 1) for q in (world.chunk(i, j).shapes for j in rows for i in cols)]), bounds)
+    s = concat([take(q, ISA_LUT[q.code] == 1) for q in (within(world.chunk(i, j).shapes, b) for i, j, b, _ in _chunks(bounds))])
     s = take(s, np.argsort(-s.built, kind="stable"))
     shape = _shape(bounds)
     code, key, year = np.zeros(shape, np.uint8), np.zeros(shape, np.uint32), np.zeros(shape, np.float32)
@@ -360,7 +411,7 @@ def first_years(world: World,  # the world
 # %% ../../nbs/reference/14_lab_products.ipynb #91b600ca
 _TILE = 18_000.0  # metres, side of a piece
 
-# %% ../../nbs/reference/14_lab_products.ipynb #eb888b62
+# %% ../../nbs/reference/14_lab_products.ipynb #dc68bad8
 def _bounds(geobox: GeoBox, crs: str, pad: float) -> tuple[float, float, float, float]:  # in the world's CRS, whole density cells
     e = geobox.extent.to_crs(crs, resolution=geobox.extent.boundingbox.span_x / 16).boundingbox
     low, high = (lambda v: float(np.floor((v - pad) / CELL) * CELL)), (lambda v: float(np.ceil((v + pad) / CELL) * CELL))
@@ -378,18 +429,18 @@ def _piece(name: str, world: World, key: np.uint64, year: int, window: tuple[int
     first = first_years(world, bounds) if name == "gisa" else np.empty((0, 0), np.int16)
     _look(truth, first, ISA_LUT, bounds[0], bounds[3], at, krow, kcol, row, col, p.sides, p.footprint, imp, wet, cover, when)
     n = p.sides ** 2
-    soft = (box_sum(imp, p.blur) / (n * (2 * p.blur + 1) ** 2)).astype(np.float32)
+    soft = ((box_sum(imp, p.blur) if p.blur else imp) / (n * (2 * p.blur + 1) ** 2)).astype(np.float32)
     coarse, fine, lattice = nodes_of(key, name, p.shared, bounds)
-    isa, draw = np.empty((rows, cols), bool), np.empty((rows, cols), np.float32)
+    isa, quantile = np.empty((rows, cols), bool), np.empty((rows, cols), np.float32)
     _verdict(imp, soft, wet, cover, n, p.mix, np.array(list(vars(e).values())), CONFUSER, density(truth), bounds[0], bounds[3],
-             coarse, fine, lattice, at, krow, kcol, row, col, isa, draw)
+             coarse, fine, lattice, at, krow, kcol, row, col, isa, quantile)
     isa = sieve(isa, p.unit)
     inner = np.s_[rim:-rim, rim:-rim]
-    isa, draw = isa[inner], draw[inner]
+    isa, quantile = isa[inner], quantile[inner]
     if name == "gisa":
-        return np.where(isa, gisa_codes(when[inner], draw, year), 0).astype(np.uint8)
-    out = np.where(isa, np.uint8(p.impervious), cover_codes(name, world.zone, cover[inner], draw))
-    return np.where(draw > 1 - CLOUDS[world.zone], np.uint8(p.cloud), out) if p.cloud else out
+        return np.where(isa, gisa_codes(when[inner], quantile, year), 0).astype(np.uint8)
+    out = np.where(isa, np.uint8(p.impervious), cover_codes(name, world.zone, cover[inner], quantile))
+    return np.where(quantile > 1 - CLOUDS[world.zone], np.uint8(p.cloud), out) if p.cloud else out
 
 # %% ../../nbs/reference/14_lab_products.ipynb #24af771e
 def _tiles(window: tuple[int, int, int, int], step: float) -> Iterable[tuple[int, int, int, int]]:
