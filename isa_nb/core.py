@@ -6,8 +6,8 @@
 __all__ = ['PERVIOUS', 'IMPERVIOUS', 'UNCERTAIN', 'NODATA', 'LABELS', 'LABEL_COLOURS', 'RULE_NODATA', 'RULE_AGREEMENT',
            'RULE_OSM_IMPERVIOUS', 'RULE_OSM_PERVIOUS', 'RULE_POSTERIOR', 'RULE_UNCERTAIN', 'RULES', 'RULE_COLOURS',
            'LAND_COVER', 'LAND_COVER_IGNORE', 'LAND_COVER_COLOURS', 'IsaError', 'DataError', 'RequestError', 'unknown',
-           'utm_crs', 'area_geobox', 'square_geobox', 'geobox_of', 'same_grid', 'raster', 'rng', 'atomic_path',
-           'write_text', 'write_json', 'write_table', 'sha256', 'resource', 'provenance']
+           'utm_crs', 'area_geobox', 'square_geobox', 'geobox_of', 'crs_name', 'same_grid', 'raster', 'rng',
+           'atomic_path', 'write_text', 'write_json', 'write_table', 'sha256', 'resource', 'provenance']
 
 # %% ../nbs/reference/00_core.ipynb #a8da85b2
 import contextlib
@@ -123,9 +123,15 @@ def geobox_of(da: xr.DataArray | GeoBox,  # raster with dims (..., y, x) and a C
         raise DataError(f"raster {da.name or 'without a name'} carries no CRS or grid: write one with rio.write_crs, or state `crs` in the catalogue")
     return box
 
-# %% ../nbs/reference/00_core.ipynb #6c11bd43
+# %% ../nbs/reference/00_core.ipynb #87af7f42
+def crs_name(g: GeoBox,  # a grid
+             ) -> str:  # "EPSG:32650", or WKT for a CRS without a code
+    "The CRS of a grid as short as it can be said."
+    return f"EPSG:{g.crs.epsg}" if g.crs is not None and g.crs.epsg else str(g.crs)
+
+
 def _grid_text(g: GeoBox) -> str:
-    return f"{g.crs} {g.shape.y}x{g.shape.x} at ({g.affine.c:.10g}, {g.affine.f:.10g}) step ({g.affine.a:.10g}, {g.affine.e:.10g})"
+    return f"{crs_name(g)} {g.shape.y}x{g.shape.x} at ({g.affine.c:.10g}, {g.affine.f:.10g}) step ({g.affine.a:.10g}, {g.affine.e:.10g})"
 
 
 def same_grid(*rasters: xr.DataArray | GeoBox,  # two or more rasters or grids
