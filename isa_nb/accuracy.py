@@ -410,7 +410,7 @@ def draw(strata: Raster | Sequence[Raster],  # (y, x) whole-number codes: array 
             seen[c] += int(have[c])
     return _points(pd.concat(found, ignore_index=True) if found else pd.DataFrame({"stratum": [], "row": [], "col": []}, dtype=int), box, big, names)
 
-# %% ../nbs/reference/50_accuracy.ipynb #f0fd7392
+# %% ../nbs/reference/50_accuracy.ipynb #31367ab9
 def _points(table: pd.DataFrame, box: GeoBox, big: Mapping[int, int], names: Mapping[int, str] | None) -> gpd.GeoDataFrame:
     table = table.sort_values(["stratum", "row", "col"], ignore_index=True)
     if names:
@@ -418,7 +418,8 @@ def _points(table: pd.DataFrame, box: GeoBox, big: Mapping[int, int], names: Map
     table["pixels"] = table.stratum.map(big).astype("int64")
     table["probability"] = table.groupby("stratum").stratum.transform("size") / table.pixels
     table["weight"] = 1 / table.probability
-    x, y = box.affine * (table.col.to_numpy() + 0.5, table.row.to_numpy() + 0.5)
+    a, col, row = box.affine, table.col.to_numpy() + 0.5, table.row.to_numpy() + 0.5
+    x, y = a.a * col + a.b * row + a.c, a.d * col + a.e * row + a.f
     return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=str(box.crs))
 
 
@@ -430,7 +431,8 @@ def values_at(points: gpd.GeoDataFrame,  # points in any CRS
     for name, source in rasters.items():
         box, _, read = _open(source)
         there = points.geometry.to_crs(str(box.crs))
-        col, row = (np.floor(v).astype(int) for v in ~box.affine * (there.x.to_numpy(), there.y.to_numpy()))
+        a, x, y = ~box.affine, there.x.to_numpy(), there.y.to_numpy()
+        col, row = np.floor(a.a * x + a.b * y + a.c).astype(int), np.floor(a.d * x + a.e * y + a.f).astype(int)
         inside = (row >= 0) & (row < box.shape.y) & (col >= 0) & (col < box.shape.x)
         values = pd.Series(pd.NA, index=out.index, dtype="Int64")
         for r in np.unique(row[inside]):

@@ -6,7 +6,7 @@
 __all__ = ['LEGENDS', 'CONFIDENCE_STEPS', 'LEDGER', 'ISA_BINS', 'starts', 'sources_of', 'read_ledger', 'cut', 'plot_splits',
            'StoredChips', 'balance', 'plot_chips', 'plot_labels']
 
-# %% ../nbs/reference/34_samples.ipynb #7a29b5bb
+# %% ../nbs/reference/34_samples.ipynb #d669e771
 import json
 import os
 import shutil
@@ -19,13 +19,12 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
-import shapely
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from .chips import Chip, Layer, Raster, Scene
+from .chips import Chip, Layer, Raster, Scene, footprints
 from .core import (IMPERVIOUS, LABEL_COLOURS, LABELS, LAND_COVER, LAND_COVER_COLOURS, LAND_COVER_IGNORE, NODATA, PERVIOUS, UNCERTAIN,
-                         DataError, RequestError, atomic_path, rng, unknown, write_json)
+                         DataError, RequestError, atomic_path, crs_name, rng, unknown, write_json)
 from .splits import SPLIT_COLOURS, split_blocks
 
 # %% ../nbs/reference/34_samples.ipynb #fcae4a06
@@ -201,17 +200,15 @@ LEDGER = {  # column -> what it holds
     "geometry": "footprint, EPSG:4326",
 }
 
-# %% ../nbs/reference/34_samples.ipynb #b96f1df2
+# %% ../nbs/reference/34_samples.ipynb #64580e7d
 def _ledger(entries: Sequence[Mapping[str, Any]], scene: Scene, request: Mapping[str, Any], sources: Sequence[Mapping[str, Any]], split: Mapping[str, Any]) -> gpd.GeoDataFrame:
     "The ledger of the chips kept, split and with footprints."
     size, kept = request["size"], pd.DataFrame([e for e in entries if e["kept"]]).drop(columns="kept")
     kept = kept.astype({c: float for c in ("isa_share", "uncertain_share", "valid_share", "mean_confidence")}).assign(size=size)
     kept = split_blocks(kept, **split)
-    a = scene.box.affine
-    (x0, y0), (x1, y1) = a * (kept.col.to_numpy(), kept.row.to_numpy()), a * (kept.col.to_numpy() + size, kept.row.to_numpy() + size)
-    corners = gpd.GeoSeries(shapely.box(np.minimum(x0, x1), np.minimum(y0, y1), np.maximum(x0, x1), np.maximum(y0, y1)), crs=str(scene.box.crs)).to_crs(4326)
+    corners = gpd.GeoSeries(footprints(scene.box, kept.row.to_numpy(), kept.col.to_numpy(), size), crs=str(scene.box.crs)).to_crs(4326)
     more = {"zone": request["zone"], "area": request["area"], "sources": json.dumps(sources, ensure_ascii=False), "simulated": any(s.get("simulated") for s in sources),
-            "crs": str(scene.box.crs), "seed": split["seed"], "image": "images/" + kept.id + ".tif", "label": "labels/" + kept.id + ".tif",
+            "crs": crs_name(scene.box), "seed": split["seed"], "image": "images/" + kept.id + ".tif", "label": "labels/" + kept.id + ".tif",
             "confidence": "confidence/" + kept.id + ".tif" if scene.confidence is not None else None}
     table = kept.assign(**more).astype({c: "string" for c in ("id", "zone", "area", "split", "image", "label", "confidence", "sources", "crs")})
     return gpd.GeoDataFrame(table[[c for c in LEDGER if c != "geometry"]], geometry=corners.to_numpy(), crs=4326)
