@@ -30,13 +30,14 @@ STATES = {  # state of a step -> (what it means, CSS class)
     "waiting": ("not started", "soft"),
 }
 
-# %% ../nbs/reference/74_report.ipynb #4f6a0705
+# %% ../nbs/reference/74_report.ipynb #762a8c89
 _MORE_STYLE = """
 .badge { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-size: .8rem; font-weight: 600; border: 1px solid currentColor; white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); } .soft { color: var(--soft); } .simulated { color: var(--accent); }
 .lead { font-size: 1.05rem; color: var(--soft); margin: 0 0 1rem; } .notice { background: var(--note); padding: .5rem .9rem; border-radius: 6px; margin: .4rem 0; } .failure { border-left: 4px solid var(--bad); padding: .2rem .9rem; margin: .6rem 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 1.6rem; align-items: start; } .figures img { display: block; max-height: 40rem; width: auto; background: #fff; border-radius: 4px; }
 .source { color: var(--soft); font-size: .9rem; margin: .2rem 0 0; } .caption { margin: 1.6rem 0 .3rem; font-weight: 600; } details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); }
+@media screen { .wide { max-height: 42rem; overflow: auto; } .wide thead th { position: sticky; top: 0; background: var(--paper); } .wide thead th.published { background: var(--shade); } }
 nav a { margin-right: 1rem; white-space: nowrap; } td.key { white-space: nowrap; } .hash { color: var(--soft); }
 """
 
@@ -117,7 +118,7 @@ def _steps(out: Path, steps: dict[str, dict[str, Any]]) -> str:
     return ("<h2 id='steps'>Steps</h2><div class='wide'><table><thead><tr><th>step</th><th>state</th><th class='num'>took</th><th>executed notebook</th>"
             f"<th>remark</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
 
-# %% ../nbs/reference/74_report.ipynb #569f8abe
+# %% ../nbs/reference/74_report.ipynb #b46b49dc
 def _published(record: dict[str, Any] | None) -> pd.DataFrame | dict[str, Any] | None:
     "Published values as they were given to Step.table."
     if record is None:
@@ -131,20 +132,32 @@ def _lines(values: list[tuple[str, str]]) -> list[str]:
     return texts if len(texts) < 2 else [f"{place}: {text}" if place else text for place, text in values if text]
 
 
+def _placed(table: pd.DataFrame, place: str) -> pd.DataFrame:
+    "A table whose rows say which place they are of, in the first column."
+    if not place or ("zone" in table and (table["zone"].astype(str) == place).all()):
+        return table
+    return table.assign(place=table.get("place", place))[["place", *(c for c in table.columns if c != "place")]]
+
+
+def _together(out: Path, found: list[tuple[str, str, dict[str, Any]]]) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    "Our rows of all places with the published values beside; and what of these could not be matched."
+    tables, records = [load_table(out / key, o["name"]) for key, _, o in found], [o["published"] for *_, o in found]
+    placed = [_placed(t, place) for t, (_, place, _) in zip(tables, found, strict=True)]
+    if all(r == records[0] for r in records) and "rows" in (records[0] or {}):
+        both, rest = beside(pd.concat(placed, ignore_index=True), _published(records[0]))
+        return both, [] if rest is None else [rest]
+    pairs = [beside(t, _published(r)) for t, r in zip(placed, records, strict=True)]
+    return pd.concat([b for b, _ in pairs], ignore_index=True), [r for _, r in pairs if r is not None]
+
+
 def _table(out: Path, found: list[tuple[str, str, dict[str, Any]]]) -> str:
     "One table of all places."
-    ours, rests = [], []
-    for key, place, o in found:
-        both, rest = beside(load_table(out / key, o["name"]), _published(o["published"]))
-        zoned = "place" in both or ("zone" in both and (both["zone"].astype(str) == place).all())
-        ours.append(both if zoned or not place else both.assign(place=place)[["place", *both.columns]])
-        rests += [] if rest is None else [rest]
-    together = pd.concat(ours, ignore_index=True)
+    together, rests = _together(out, found)
     caption = "<br>".join(map(_text, _lines([(place, o["caption"]) for _, place, o in found])))
     source = "".join(f"<p class='source'>Published values: {_text(c)}</p>" for c in dict.fromkeys(o["citation"] for *_, o in found if o["citation"]))
-    rest = "".join(dict.fromkeys(f"<p class='source'>Published:</p><div class='wide'>{table_html(r)}</div>" for r in rests))
+    rest = "".join(dict.fromkeys(f"<p class='source'>Published, without a counterpart of ours:</p><div class='wide'>{table_html(r)}</div>" for r in rests))
     files = " · ".join(_link(f"{key}/{o['files'][0]}", f"{place or o['name']}.csv") for key, place, o in found)
-    return f"<p class='caption'>{caption}</p><div class='wide'>{table_html(together, 60)}</div>{rest}{source}<p class='source'>{files}</p>"
+    return f"<p class='caption'>{caption}</p><div class='wide'>{table_html(together, 400)}</div>{rest}{source}<p class='source'>{files}</p>"
 
 
 def _figure(key: str, o: dict[str, Any], place: str) -> str:

@@ -96,7 +96,7 @@ def error_line(error: BaseException,  # what came out of papermill
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
-# %% ../nbs/reference/72_runner.ipynb #456ad51a
+# %% ../nbs/reference/72_runner.ipynb #7b6b5dc0
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5d646d; --line: #d9dce1; --paper: #ffffff; --shade: #f5f6f8; --accent: #9c1f6b; --bad: #b3261e; --good: #2e7d32; --warn: #8a5a00; --note: #fff6dd; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7ea; --soft: #a2a8b1; --line: #3a3f47; --paper: #17191c; --shade: #212429; --accent: #e58bc0; --bad: #ff8a80; --good: #81c784; --warn: #e6b450; --note: #322b16; } }
@@ -106,7 +106,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.0
 a { color: var(--accent); } code, pre { font: .86em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--shade); padding: .7rem .9rem; border-radius: 6px; overflow-x: auto; } code { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .4rem 0; } th, td { padding: .28rem .7rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; border-bottom: 2px solid var(--line); } .num { text-align: right; white-space: nowrap; } .published { color: var(--soft); background: var(--shade); } .wide { overflow-x: auto; }
+th { font-weight: 600; border-bottom: 2px solid var(--line); } .num { text-align: right; } .num, .short { white-space: nowrap; } .published { color: var(--soft); background: var(--shade); } .wide { overflow-x: auto; width: fit-content; max-width: 100%; }
 img, svg { max-width: 100%; height: auto; } figure { margin: 0; } figcaption { color: var(--soft); font-size: .92rem; margin-top: .35rem; }
 """
 

@@ -18,43 +18,48 @@ from fastcore.basics import patch
 
 from .core import DataError, RequestError, atomic_path, write_json, write_table
 
-# %% ../nbs/reference/70_step.ipynb #59ec1d41
+# %% ../nbs/reference/70_step.ipynb #0821b5ee
 def _keys(ours: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     "The columns that both tables have and that are no numbers."
     shared = [c for c in ours.columns if c in published.columns]
     return [c for c in shared if not pd.api.types.is_numeric_dtype(ours[c]) or pd.api.types.is_bool_dtype(ours[c])]
 
 
-def _matched(ours: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    "Published values in the order of our rows."
-    keys = _keys(ours, published)
+def _matched(ours: pd.DataFrame, published: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    "Published values in the order of our rows, and the rows that ours have no counterpart of."
     if published.duplicated(keys).any():
         raise RequestError(f"the published table has more than one row per {', '.join(keys)}: give it a column that tells them apart")
-    return ours[keys].merge(published, on=keys, how="left")
+    met = published.merge(ours[keys].drop_duplicates(), on=keys, how="left", indicator=True)["_merge"].eq("both").to_numpy()
+    return ours[keys].merge(published, on=keys, how="left").drop(columns=keys), None if met.all() else published[~met]
 
-# %% ../nbs/reference/70_step.ipynb #5f58c4ef
+# %% ../nbs/reference/70_step.ipynb #982cd45a
 def beside(ours: pd.DataFrame,  # our table
            published: pd.DataFrame | dict[str, Any] | None,  # the literature's table, or column -> value(s), or quantity -> value
            ) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # (ours with columns "<name> (published)", what could not be matched or None)
     "Our table with the published values next to the columns they belong to."
     if published is None:
         return ours, None
+    rest = None
     if isinstance(published, dict):
         if not set(published) <= set(ours.columns):
             return ours, pd.DataFrame({"quantity": list(published), "published": list(published.values())})
         extra = pd.DataFrame(published, index=ours.index)
-    elif not _keys(ours, published) or set(_keys(ours, published)) == set(published.columns):
-        return ours, published
     else:
-        extra = _matched(ours, published).drop(columns=_keys(ours, published))
+        keys = _keys(ours, published)
+        if not keys or set(keys) == set(published.columns):
+            return ours, published
+        extra, rest = _matched(ours, published, keys)
+        if rest is not None and len(rest) == len(published):
+            return ours, published
     both = ours.copy()
     for c in extra.columns:
         at = both.columns.get_loc(c) + 1 if c in both.columns else len(both.columns)
         both.insert(at, f"{c} (published)", extra[c].to_numpy())
-    return both, None
+    return both, rest
 
-# %% ../nbs/reference/70_step.ipynb #81d46545
+# %% ../nbs/reference/70_step.ipynb #1ca92362
 def cell_text(value: Any,  # a cell of a table
+              big: bool = False,  # a column that holds numbers of 10,000 and more, whose thousands are all set apart
               ) -> str:  # short, for reading (files keep all digits)
     "A value as a reader wants it: four digits, thousands set apart, a dash for missing."
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | np.floating) and np.isnan(value)):
@@ -62,24 +67,25 @@ def cell_text(value: Any,  # a cell of a table
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}" if abs(value) >= (1000 if big else 10_000) else str(value)
     if isinstance(value, float | np.floating):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:,.0f}" if (1e3 if big else 1e4) <= abs(value) < 1e15 else f"{value:.4g}"
     return str(value)
 
-# %% ../nbs/reference/70_step.ipynb #5a03e131
+# %% ../nbs/reference/70_step.ipynb #0a3a144f
 def table_html(table: pd.DataFrame,  # the table; columns that end in "(published)" are set apart
                rows: int = 40,  # a longer table is cut after this many rows, and says so
                ) -> str:  # <table>, all text escaped
     "A table as HTML."
     def cell(tag: str, text: str, column: Any, number: bool) -> str:
-        kinds = [k for k, on in (("num", number), ("published", str(column).endswith("(published)"))) if on]
+        kinds = [k for k, on in (("num", number), ("short", len(text) <= 24), ("published", str(column).endswith("(published)"))) if on]
         marked = f' class="{" ".join(kinds)}"' if kinds else ""
-        return f"<{tag}{marked}>{html.escape(text)}</{tag}>"
+        return f"<{tag}{marked}>{html.escape(text).replace(' (published)', '<br>(published)')}</{tag}>"
     numbers = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in table.dtypes]
+    big = [bool(n and (table.iloc[:, i].abs() >= 10_000).any()) for i, n in enumerate(numbers)]
     columns = list(table.columns)
     head = "".join(cell("th", str(c), c, n) for c, n in zip(columns, numbers, strict=True))
-    body = ["<tr>" + "".join(cell("td", cell_text(v), c, n) for v, c, n in zip(row, columns, numbers, strict=True)) + "</tr>"
+    body = ["<tr>" + "".join(cell("td", cell_text(v, b), c, n) for v, c, n, b in zip(row, columns, numbers, big, strict=True)) + "</tr>"
             for row in table.head(rows).itertuples(index=False, name=None)]
     if len(table) > rows:
         body.append(f'<tr><td colspan="{len(columns)}">… {len(table) - rows:,} more rows in the file</td></tr>')

@@ -131,7 +131,7 @@ def test_the_notebook_of_a_failure_is_kept(faulty):
 def test_the_report_tells_what_happened(faulty):
     out, _ = faulty
     page = (out / "index.html").read_text()
-    for words in ("What failed, and why", "OSError: [Errno 28] No space left on device (cell 3)", "labels/W3/labels-W3.failed.html", "share (published)", "An Author (2022), Table 9",
+    for words in ("What failed, and why", "OSError: [Errno 28] No space left on device (cell 3)", "labels/W3/labels-W3.failed.html", "share<br>(published)", "An Author (2022), Table 9",
                   'src="labels/W1/figures/map.png"', "simulated", "A layer was passed over.", "made without labels/W2"):
         assert words in page, words
     for page in (p.read_text() for p in out.rglob("*.html")):
