@@ -517,7 +517,7 @@ def ground_area(shapes: gpd.GeoSeries,  # any geometry, any CRS
     project = Transformer.from_crs(shapes.crs, 6933, always_xy=True)
     return shapely.area(shapely.transform(shapes.to_numpy(), project.transform, interleaved=False))
 
-# %% ../nbs/reference/16_osm.ipynb #31dd401f
+# %% ../nbs/reference/16_osm.ipynb #c88f974d
 def counts(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame | str | Path",  # OSM in any form
            preset: str | Mapping[str, Any] = "paper",  # a name in `PRESETS` or a preset of one's own
            ) -> pd.DataFrame:  # layer, fclass, code, group (impervious, pervious, not used), n, area_m2
@@ -528,7 +528,8 @@ def counts(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame |
         table = pd.DataFrame({"layer": layer, "fclass": frame["fclass"].to_numpy(), "code": frame["code"].to_numpy() if "code" in frame else 0,
                               "group": np.where(takes, group, "not used"), "area_m2": ground_area(frame.geometry)})
         rows.append(table.groupby(["layer", "fclass", "code", "group"], as_index=False, sort=True).agg(n=("area_m2", "size"), area_m2=("area_m2", "sum")))
-    return pd.concat(rows, ignore_index=True)[["layer", "fclass", "code", "group", "n", "area_m2"]]
+    columns = ["layer", "fclass", "code", "group", "n", "area_m2"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 # %% ../nbs/reference/16_osm.ipynb #0d431337
 @njit(cache=True, nogil=True)

@@ -166,7 +166,7 @@ class Task:
         "Its name, of which its notebook is called."
         return self.key.replace("/", "-")
 
-# %% ../nbs/reference/71_plan.ipynb #ecb00bb1
+# %% ../nbs/reference/71_plan.ipynb #06bc3131
 def _wanted(suite: Suite, experiments: list[str] | None) -> list[str]:
     "The experiments asked for, in the order of the file."
     if experiments is None:
@@ -207,4 +207,8 @@ def make_plan(suite: Suite,  # the declared experiments
             raise RequestError(f"experiment {name} has no place to run: neither a zone nor an area that lists it under `experiments` was asked for")
         for place in where(name):
             add(name, place)
+    for place in places:
+        for name in sorted(place.experiments or frozenset()):
+            if any(t.experiment == name for t in plan.values()):
+                add(name, place)
     return plan
