@@ -9,8 +9,8 @@ __all__ = ['DPI', 'STYLE', 'SERIES', 'PUBLISHED', 'ZONE_COLOURS', 'Codes', 'LABE
            'show_values', 'show_confidence', 'composite', 'show_image', 'show', 'rgba', 'show_vectors', 'show_zones',
            'show_intervals', 'show_shares', 'show_confusion']
 
-# %% ../nbs/reference/60_figures.ipynb #8ac62a0d
-from collections.abc import Callable, Mapping, Sequence
+# %% ../nbs/reference/60_figures.ipynb #76690a82
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import geopandas as gpd
@@ -22,7 +22,6 @@ from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from isa_nb.core import (

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Raster', 'interactive', 'overlay', 'read_thin', 'leaf', 'map_cell']
 
-# %% ../nbs/reference/61_maps.ipynb #656b396d
+# %% ../nbs/reference/61_maps.ipynb #a369a21c
 import base64
 import io
 import os
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
 import xarray as xr
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.image import imsave
 from odc.geo.geobox import GeoBox
 
-from .core import DataError, geobox_of, raster
+from .core import geobox_of, raster
 from .figures import LABEL_CODES, Codes, panel, present, rgba, show
+from .rasters import look_at, open_raster
 
 if TYPE_CHECKING:
     import leafmap
@@ -54,22 +54,14 @@ def overlay(da: xr.DataArray,  # (band, y, x) reflectance, (y, x) uint8 codes or
     b = target.boundingbox.to_crs("EPSG:4326")
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode(), ((b.bottom, b.left), (b.top, b.right))
 
-# %% ../nbs/reference/61_maps.ipynb #15683bf0
+# %% ../nbs/reference/61_maps.ipynb #9a31cd03
 def read_thin(path: str | Path,  # a raster file that GDAL reads
               most: int = 1500,  # pixels of the longer side
               ) -> xr.DataArray:  # (y, x) or (band, y, x), thinned by nearest neighbour, with its CRS and nodata
     "Read a raster file at the size of a picture."
-    try:
-        with rasterio.open(path) as src:
-            box = GeoBox.from_rio(src)
-            factor = max(1, max(box.shape.yx) / most)
-            shape = tuple(max(1, round(n / factor)) for n in box.shape.yx)
-            values, nodata = src.read(out_shape=(src.count, *shape)), src.nodata
-    except rasterio.errors.RasterioIOError as e:
-        raise DataError(f"cannot read {path} as a raster: {e}") from e
-    if box.crs is None:
-        raise DataError(f"{path} carries no CRS: write one, e.g. with gdal_edit.py -a_srs")
-    return raster(values[0] if len(values) == 1 else values, box.zoom_to(shape), Path(path).stem, nodata)
+    box = look_at(path, None).geobox
+    factor = max(1, max(box.shape.yx) / most)
+    return open_raster(path, box.zoom_to(tuple(max(1, round(n / factor)) for n in box.shape.yx)))
 
 # %% ../nbs/reference/61_maps.ipynb #2f57941e
 Raster = xr.DataArray | str | Path

@@ -80,7 +80,7 @@ def test_static_picture_first_and_map_only_for_a_person(label, monkeypatch):
 def test_a_file_without_crs_or_content_says_so(tmp_path):
     bare = tmp_path / "bare.tif"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(bare)
-    with pytest.raises(DataError, match="bare.tif carries no CRS"):
+    with pytest.raises(DataError, match="bare.tif has no CRS"):
         maps.leaf(bare)
-    with pytest.raises(DataError, match="cannot read .*absent.tif as a raster"):
+    with pytest.raises(DataError, match="no such file: .*absent.tif"):
         maps.leaf(tmp_path / "absent.tif")
