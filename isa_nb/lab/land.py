@@ -19,12 +19,12 @@ from scipy.spatial import Voronoi
 from ..core import RequestError, unknown
 from .fields import ALWAYS, CODE, LINE, Shapes, _mix, concat, extents, fbm, hash64, make_key, noise, shapes, stream, take
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #87ceb232
+# %% ../../nbs/reference/12c_lab_land.ipynb #9f7e78b7
 STUDY = {"W1": ("Urumqi", 87.62, 43.82), "W2": ("Yining", 81.32, 43.92), "W3": ("Beijing", 116.40, 39.90), "W4": ("Wuhan", 114.30, 30.60)}
 PLACES = [  # name, lon, lat, zone: cities at the places of real ones; their shape and size are simulated
     *((n, x, y, z) for z, (n, x, y) in STUDY.items()), ("Nanchang", 115.89, 28.68, "W4"), ("Jiujiang", 116.00, 29.70, "W4"),
     ("Yueyang", 113.13, 29.37, "W4"), ("Nanjing", 118.80, 32.06, "W4"), ("Shanghai", 121.47, 31.23, "W4"), ("Suzhou", 120.62, 31.32, "W4"),
-    ("Nantong", 120.87, 32.01, "W4"), ("Kunming", 102.71, 25.04, "W4"), ("Zhaotong", 103.72, 27.34, "W3"), ("Ganzi", 99.99, 31.62, "W3"),
+    ("Nantong", 120.87, 32.01, "W4"), ("Kunming", 102.71, 50.04, "W4"), ("Zhaotong", 103.72, 27.34, "W3"), ("Ganzi", 99.99, 31.62, "W3"),
     ("Deqen", 98.91, 28.49, "W3"), ("Chongqing", 106.55, 29.56, "W4"), ("Chengdu", 104.07, 30.67, "W4"), ("Hefei", 117.27, 31.86, "W4")]
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #2b5eaff5
@@ -114,7 +114,7 @@ def _great(p: Plane, k: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarr
     at0 = 6000 * noise(0, k * 1e6, 30_000, p.key + np.uint64(105), 2) + 500 * noise(0, k * 1e6, 4500, p.key + np.uint64(106), 2)
     return k * gap + shift + bend - np.where(k == 0, at0, 0), width * (1 + 0.5 * noise(s, k * 1e6 + 5e5, 6000, p.key + np.uint64(107), 2))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #adad04b8
+# %% ../../nbs/reference/12c_lab_land.ipynb #5eb126b1
 STEP, PIECE = 120.0, 24  # points of a great river every STEP metres, PIECE steps to an object
 
 
@@ -137,7 +137,7 @@ def great_rivers(p: Plane,  # the plane
             return np.stack(_bend(p, x * c - y * s, x * s + y * c), -1)
         ring = (np.arange(n) * PIECE)[:, None] + np.arange(PIECE + 1)
         mid = line(t)
-        for name, f, code, layer in (("bed", p.style["bed"], _bed_code(p), 0), ("water", 1.0, CODE["water_turbid"], 2)):
+        for name, f, code, layer in (("bed", p.style["bed"], _bed_code(p), 0), ("water", 1.0, CODE["water_turbid"], 6)):
             off = w * (f - 1) * 0.4 * noise(i * STEP, k * 1e6, 3000, p.key + np.uint64(108), 2)
             a, b = line(t + off * (name == "bed") + w * f / 2), line(t + off * (name == "bed") - w * f / 2)
             parts.append(shapes(np.concatenate([a[ring], b[ring][:, ::-1]], 1), name, code, layer, smooth(hash64(p.key, 11, k, first + np.arange(n))), tag="river"))
@@ -200,7 +200,7 @@ def _nearest_great(p: Plane, k: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.
     d = np.stack([_great(p, k + m, s)[0] for m in (-1, 0, 1)])
     return np.take_along_axis(d, np.abs(d - t).argmin(0)[None], 0)[0]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #d4142288
+# %% ../../nbs/reference/12c_lab_land.ipynb #a3bef64f
 def _stream_lines(p: Plane, ends: np.ndarray, acc: np.ndarray, key: np.ndarray, frame: tuple[float, ...], bounds: tuple[float, ...]) -> tuple[Shapes, np.ndarray]:
     c, s, s0, t0 = frame
     f = np.linspace(0, 1, 33)
@@ -214,13 +214,13 @@ def _stream_lines(p: Plane, ends: np.ndarray, acc: np.ndarray, key: np.ndarray, 
     lo, hi = pts.min(1), pts.max(1)
     near = (lo[:, 0] < bounds[2] + 8000) & (hi[:, 0] > bounds[0] - 8000) & (lo[:, 1] < bounds[3] + 8000) & (hi[:, 1] > bounds[1] - 8000)
     pts, width, key = pts[near], width[near], key[near]
-    out = [shapes(pts, "water", CODE["water_turbid"], 2, key, geom=LINE, width=width, tag="stream")]
+    out = [shapes(pts, "water", CODE["water_turbid"], 6, key, geom=LINE, width=width, tag="stream")]
     if p.style["bed"] > 2:
         out.append(shapes(pts, "bed", _bed_code(p), 0, key, geom=LINE, width=width * p.style["bed"], tag="stream"))
     segs = np.concatenate([pts[:, :-1], pts[:, 1:], np.broadcast_to(width[:, None, None] / 2, (len(pts), 32, 1))], -1).reshape(-1, 5)
     return concat(out), segs
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #9f928b9d
+# %% ../../nbs/reference/12c_lab_land.ipynb #5e912702
 def lakes(p: Plane,  # the plane
           bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
           ) -> Shapes:  # polygons
@@ -245,7 +245,7 @@ def lakes(p: Plane,  # the plane
     key = hash64(p.key, 13, i, j)
     shore = CODE["salt_crust" if p.zone == "W1" else "wetland" if p.zone == "W4" else "grass"]
     rim = np.stack([x, y], -1)[:, None] + (ring - np.stack([x, y], -1)[:, None]) * (1 + 0.15 * stream(p.key, "rim", i, j))[:, None, None]
-    return concat([shapes(rim, "bed", shore, -1, key, tag="shore"), shapes(ring, "water", code, 1, key, tag="lake")])
+    return concat([shapes(rim, "bed", shore, -1, key, tag="shore"), shapes(ring, "water", code, 5, key, tag="lake")])
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #2eb133f8
 @njit(cache=True, nogil=True)
@@ -286,7 +286,7 @@ def _in_rings(x, y, xy, start, box, out):
                     out[q] = True
                     break
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #bdf26f8d
+# %% ../../nbs/reference/12c_lab_land.ipynb #a5317728
 @dataclass
 class Water:
     "Rivers and lakes near a window."
@@ -320,9 +320,9 @@ def water(p: Plane,  # the plane
     lake = take(lake, gap > 0.42 * (e[:, 2] - e[:, 0]))  # a lake keeps off the great river
     segs = np.concatenate([a, b])
     near = (segs[:, 0] > bounds[0] - 7000) & (segs[:, 0] < bounds[2] + 7000) & (segs[:, 1] > bounds[1] - 7000) & (segs[:, 1] < bounds[3] + 7000)
-    return Water(concat([great, small, lake]), np.ascontiguousarray(segs[near]), take(lake, lake.layer == 1))
+    return Water(concat([great, small, lake]), np.ascontiguousarray(segs[near]), take(lake, lake.layer == 5))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #11b14860
+# %% ../../nbs/reference/12c_lab_land.ipynb #05f74cc3
 LATTICE = 64.0
 
 
@@ -335,8 +335,10 @@ class Terrain:
     height: np.ndarray
     moist: np.ndarray
     river: np.ndarray  # metres to the nearest bank
+    ragged: np.ndarray  # noise of some 100 to 400 m, on the 16 m lattice with the same corner
+    wash: np.ndarray  # small or negative in a dry wash, on the 16 m lattice
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #b24bf6f7
+# %% ../../nbs/reference/12c_lab_land.ipynb #da5c4829
 def hilliness(p: Plane,  # the plane
               x: np.ndarray, y: np.ndarray,  # metres
               river: np.ndarray,  # metres to the nearest river bank
@@ -362,7 +364,18 @@ def terrain(p: Plane,  # the plane
     ridges = sum(0.55 ** o * (1 - 3.2 * np.abs(noise(x, y, 6400 / 2 ** o, p.key + np.uint64(60 + o), 1))) for o in range(6)) / 2.2
     height = 30 * noise(x, y, 9000, p.key + np.uint64(3), 4) + p.style["relief"] * hill * (0.25 + 0.35 * hill + 0.8 * ridges)
     moist = p.style["wet"] + 0.9 * noise(x, y, 9000, p.key + np.uint64(4), 4) + 0.35 * np.exp(-np.maximum(river, 0) / 900)
-    return Terrain(c[0], r[0], hill, height, moist + _oasis(p, x, y, oases), river)
+    x, y = np.meshgrid(np.arange(c[0], c[-1] + 1, 16.0), np.arange(r[0], r[-1] + 1, 16.0))
+    return Terrain(c[0], r[0], hill, height, moist + _oasis(p, *np.meshgrid(c, r), oases), river, noise(x, y, 420, p.key + np.uint64(6), 3), _washes(p, x, y))
+
+
+def _washes(p: Plane, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "Long thin channels down the slope of alluvial fans; only dry zones have them."
+    if p.zone not in ("W1", "W2"):
+        return np.ones(x.shape)
+    c, s = np.cos(FLOW[p.zone] + 0.6), np.sin(FLOW[p.zone] + 0.6)
+    along, across = x * c + y * s, y * c - x * s
+    fan = noise(x, y, 5200, p.key + np.uint64(9), 2)
+    return np.abs(noise(along / 10, across, 420, p.key + np.uint64(8), 4)) - 0.16 * np.maximum(fan - 0.04, 0)
 
 
 def _oasis(p: Plane, x: np.ndarray, y: np.ndarray, oases: np.ndarray) -> np.ndarray:
@@ -419,7 +432,7 @@ def districts(p: Plane,  # the plane
     crop = np.searchsorted(np.cumsum([q for _, q in CROPS[p.zone]])[:-1], r("main crop"))
     return Districts(i0, j0, x, y, use.astype(np.int8), theta, span("w", *s["field_w"]), span("l", *s["field_l"]), crop.astype(np.int8), hash64(p.key, 14, i, j))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #08c190a0
+# %% ../../nbs/reference/12c_lab_land.ipynb #f7a45edd
 def tracks(p: Plane,  # the plane
            d: Districts,  # districts of a window
            ) -> Shapes:  # lines
@@ -437,7 +450,7 @@ def tracks(p: Plane,  # the plane
     line = pts[:, :1] * (1 - f) + pts[:, 1:] * f
     bend = 14 * noise(line[..., 0], line[..., 1], 350, p.key + np.uint64(17), 1)[..., None] * np.sin(np.pi * f)
     paved = stream(key, "paved") < {"W1": 0.12, "W2": 0.15, "W3": 0.35, "W4": 0.38}[p.zone]
-    s = shapes(line + bend, "road", np.where(paved, CODE["concrete"], CODE["bare_soil"]), 18, key, geom=LINE, width=np.where(paved, 4.0, 3.2),
+    s = shapes(line + bend, "road", np.where(paved, CODE["concrete"], CODE["bare_soil"]), 3, key, geom=LINE, width=np.where(paved, 4.0, 3.2),
                built=np.where(paved & (stream(key, "late") < 0.3), 2015 + (8 * stream(key, "year")).astype(int), ALWAYS), tag=np.where(paved, "unclassified", "track").astype(object))
     return take(s, there)
 
@@ -491,12 +504,12 @@ def _field(use, hash_, side, end, main, zone, crops, shares):  # surface of a po
             return crops[k]
     return crops[2]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #56ba45c2
+# %% ../../nbs/reference/12c_lab_land.ipynb #b0477ceb
 @njit(cache=True, nogil=True)
 def _wild_dry(height, slope, moist, river, n1, n2, wash):  # W1: gravel plains, washes, dunes, salt, bare mountains
     v = moist + 0.5 * n1 + 0.6 * n2
-    if height > 900 + 300 * n2:
-        return 50 if height > 1250 + 200 * n1 else (13 if v < 0.1 else 35)
+    if height > 1150 + 300 * n2:
+        return 50 if height > 1600 + 200 * n1 else (13 if v < 0.1 else 35)
     if slope > 0.30 + 0.2 * n1:
         return 13
     if v > 0.25:
@@ -513,8 +526,8 @@ def _wild_dry(height, slope, moist, river, n1, n2, wash):  # W1: gravel plains, 
 @njit(cache=True, nogil=True)
 def _wild_steppe(hill, height, slope, moist, river, n1, n2, wash):  # W2: steppe, gullies, meadows, conifers on wet slopes
     v = moist + 0.5 * n1 + 0.6 * n2
-    if height > 950 + 300 * n2:
-        return 50 if height > 1200 + 150 * n1 else 35
+    if height > 1000 + 300 * n2:
+        return 50 if height > 1500 + 150 * n1 else 35
     if slope > 0.42 + 0.2 * n1:
         return 13
     if hill > 0.35 and v > 0.05:
@@ -543,7 +556,7 @@ def _wild_wet(zone, hill, moist, river, n1, n2):  # W3 and W4: woods and scrub o
         return 40
     return 33 if v > 0.36 else (32 if v > 0.22 else 30)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #2b0a0b23
+# %% ../../nbs/reference/12c_lab_land.ipynb #2090af63
 @njit(cache=True, nogil=True)
 def _bilinear(a, r, c):
     i, j = int(r), int(c)
@@ -552,7 +565,7 @@ def _bilinear(a, r, c):
 
 
 @njit(cache=True, nogil=True)
-def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j0, dx, dy, use, theta, pw, pl, main, dkey, crops, shares, fc, fs, code, okey):
+def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j0, dx, dy, use, theta, pw, pl, main, dkey, crops, shares, ragged, wash, code, okey):
     step = 64.0
     for row in range(code.shape[0]):
         y = y0 - (row + 0.5) * res
@@ -575,19 +588,18 @@ def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j
                 code[row, col] = _field(use[bj, bi], h, side, end, main[bj, bi], zone, crops, shares)
                 okey[row, col] = np.uint32(h & np.uint64(0xFFFFFFFF))
             else:
-                n1, n2 = fbm(x / 45.0, y / 45.0, key + np.uint64(5), 2), fbm(x / 420.0, y / 420.0, key + np.uint64(6), 3)
+                n1, n2 = fbm(x / 45.0, y / 45.0, key + np.uint64(5), 2), _bilinear(ragged, 4 * r, 4 * c)
                 z = _bilinear(height, r, c)
                 slope = np.hypot(_bilinear(height, r, c + 0.5) - _bilinear(height, r, c - 0.5), _bilinear(height, r + 0.5, c) - _bilinear(height, r - 0.5, c)) / step
                 m, b_ = _bilinear(moist, r, c), _bilinear(river, r, c)
                 if zone > 2:
                     code[row, col] = _wild_wet(zone, hl, m, b_, n1, n2)
                 else:
-                    fan = fbm(x / 5200.0, y / 5200.0, key + np.uint64(9), 2)
-                    wash = abs(fbm((x * fc + y * fs) / 4200.0, (y * fc - x * fs) / 420.0, key + np.uint64(8), 4)) - 0.16 * max(fan - 0.04, 0.0)
-                    code[row, col] = _wild_dry(z, slope, m, b_, n1, n2, wash) if zone == 1 else _wild_steppe(hl, z, slope, m, b_, n1, n2, wash)
+                    w = _bilinear(wash, 4 * r, 4 * c)
+                    code[row, col] = _wild_dry(z, slope, m, b_, n1, n2, w) if zone == 1 else _wild_steppe(hl, z, slope, m, b_, n1, n2, w)
                 okey[row, col] = 0
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #e842116e
+# %% ../../nbs/reference/12c_lab_land.ipynb #814aadaf
 def land(p: Plane,  # the plane
          t: Terrain,  # fields covering the raster
          d: Districts,  # districts covering the raster
@@ -600,4 +612,4 @@ def land(p: Plane,  # the plane
     crops = np.array([CODE[n] for n, _ in CROPS[p.zone]])
     shares = np.array([q for _, q in CROPS[p.zone]])
     _land(float(x0), float(y0), float(res), int(p.zone[1]), p.key, float(p.style["district"]), t.x0, t.y0, t.hill, t.height, t.moist, t.river, d.i0, d.j0, d.x, d.y,
-          d.use, d.theta, d.w, d.length, d.crop, d.key, crops, shares, np.cos(FLOW[p.zone] + 0.6), np.sin(FLOW[p.zone] + 0.6), code, key)
+          d.use, d.theta, d.w, d.length, d.crop, d.key, crops, shares, t.ragged, t.wash, code, key)

@@ -6,7 +6,7 @@
 __all__ = ['BANDS', 'LIBRARY', 'SOIL', 'SEASON', 'ALWAYS_GREEN', 'SKY', 'REACH', 'SENSORS', 'Palette', 'palette', 'shadows',
            'hillshade', 'scene', 'Sensor', 'native_grid', 'image']
 
-# %% ../../nbs/reference/13_lab_sensors.ipynb #b1644b60
+# %% ../../nbs/reference/13_lab_sensors.ipynb #de95d246
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,11 @@ import xarray as xr
 from affine import Affine
 from numba import njit
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
 from scipy.ndimage import gaussian_filter1d
 
 from ..core import raster, unknown
-from .fields import CODE, SURFACES, _mix, fbm, gnoise, make_key, stream
+from .fields import CODE, SURFACES, _mix, fbm, gnoise, make_key, noise, stream
+from .land import _bilinear
 from .world import CHUNK, World, for_geobox, in_threads, pieces
 
 # %% ../../nbs/reference/13_lab_sensors.ipynb #02a743ca
@@ -73,7 +73,7 @@ def palette(zone: str,  # "W1".."W4"
             share[c] = greenness[name][0] + weather, greenness[name][1]
     return Palette(bare, green, share, spread)
 
-# %% ../../nbs/reference/13_lab_sensors.ipynb #4ecbf0f0
+# %% ../../nbs/reference/13_lab_sensors.ipynb #a4a131e4
 @njit(cache=True, nogil=True, inline="always")
 def _normal(h):  # about N(0, 1) from 64 bits
     s = 0.0
@@ -90,14 +90,15 @@ def _pitched(s, k, north):  # light on a half of a roof: red and dark roofs are 
 
 
 @njit(cache=True, nogil=True)
-def _reflectance(code, key, x0, y0, res, seed, north, bare, green, share, spread, out):
+def _reflectance(code, key, x0, y0, res, seed, north, slow, slow_x, slow_y, bare, green, share, spread, out):
     for r in range(code.shape[0]):
         y = y0 - (r + 0.5) * res
         for c in range(code.shape[1]):
             x, s = x0 + (c + 0.5) * res, code[r, c]
             side = 1.0
             if key[r, c] == 0:
-                a, g = 2.2 * fbm(x / 1300.0, y / 1300.0, seed, 6), 2.2 * fbm(x / 900.0, y / 900.0, seed + np.uint64(7), 5)
+                fy, fx = (slow_y - y) / 16.0, (x - slow_x) / 16.0
+                a, g = _bilinear(slow[0], fy, fx), _bilinear(slow[1], fy, fx)
                 h = seed
             else:
                 k = key[r, c]
@@ -174,8 +175,16 @@ def _stretch(a, tx, ty, left, top, res, out):  # bilinear, 64 m lattice (y up) -
             fx -= j
             out[r, c] = (a[i, j] * (1 - fx) + a[i, j + 1] * fx) * (1 - fy) + (a[i + 1, j] * (1 - fx) + a[i + 1, j + 1] * fx) * fy
 
-# %% ../../nbs/reference/13_lab_sensors.ipynb #0ab967ae
+# %% ../../nbs/reference/13_lab_sensors.ipynb #e82eb28c
 REACH = 110.0  # metres: longer shadows are cut
+
+
+def _slow(x0: float, y0: float, res: float, shape: tuple[int, int], seed: np.uint64) -> tuple[np.ndarray, float, float]:
+    "Brightness and greenness of wild land: noise of 40 m to 1.3 km on a lattice of 16 m that is fixed in the plane."
+    c = np.arange(np.floor(x0 / 16) - 1, np.ceil((x0 + res * shape[1]) / 16) + 2) * 16.0
+    r = np.arange(np.ceil(y0 / 16) + 1, np.floor((y0 - res * shape[0]) / 16) - 2, -1) * 16.0
+    x, y = np.meshgrid(c, r)
+    return np.stack([2.2 * noise(x, y, 1300, seed, 6), 2.2 * noise(x, y, 900, seed + np.uint64(7), 5)]), c[0], r[0]
 
 
 def scene(world: World,  # the world
@@ -191,7 +200,8 @@ def scene(world: World,  # the world
     code, key, height = world.render(x0 - m * res, y0 + m * res, res, wide, year)
     dark = shadows(np.minimum(height, REACH * np.tan(np.radians(elevation))), res, azimuth, elevation)[m:-m, m:-m]
     p, out = palette(world.zone, year), np.empty((4, *shape), np.float32)
-    _reflectance(np.ascontiguousarray(code[m:-m, m:-m]), np.ascontiguousarray(key[m:-m, m:-m]), float(x0), float(y0), float(res), make_key("spectra", int(world.plane.key)), float(np.clip(1 - 0.45 / np.tan(np.radians(elevation)), 0.4, 1)), p.bare, p.green, p.share, p.spread, out)
+    seed = make_key("spectra", int(world.plane.key))
+    _reflectance(np.ascontiguousarray(code[m:-m, m:-m]), np.ascontiguousarray(key[m:-m, m:-m]), float(x0), float(y0), float(res), seed, float(np.clip(1 - 0.45 / np.tan(np.radians(elevation)), 0.4, 1)), *_slow(x0, y0, res, shape, seed), p.bare, p.green, p.share, p.spread, out)
     out *= hillshade(world, x0, y0, res, shape, azimuth, elevation)
     for b in range(4):
         out[b][dark] *= SKY[b]
@@ -216,7 +226,7 @@ SENSORS = {"hr": Sensor("aerial 1 m RGBN (simulated)", 1.0, 1, 0.45, (.012, .008
            "s2": Sensor("Sentinel-2-like 10 m (simulated)", 10.0, 3, 0.40, (.012, .008, .005, .002), .0025, 0.15, 1e-4, (.02, .01)),
            "gf1": Sensor("GF-1 WFV-like 16 m (simulated)", 16.0, 4, 0.55, (.035, .024, .015, .006), .005, 0.35, 1 / 1024, (.06, .04))}
 
-# %% ../../nbs/reference/13_lab_sensors.ipynb #5bde14d6
+# %% ../../nbs/reference/13_lab_sensors.ipynb #3e205b6d
 def native_grid(sensor: str,  # "hr", "s2", "gf1"
                 geobox: GeoBox,  # any grid
                 world: World,  # the world
@@ -247,7 +257,7 @@ def image(sensor: str,  # "hr" (1 m), "s2" (10 m), "gf1" (16 m)
     da = da.assign_coords(band=list(BANDS))
     if own:
         return da
-    finer = abs(a.a * geobox.crs.units_factor if hasattr(geobox.crs, "units_factor") else a.a) < s.resolution
+    finer = abs(a.a) * (111_000 if geobox.crs.geographic else 1) < s.resolution
     return da.odc.reproject(geobox, resampling="bilinear" if finer else "average", dst_nodata=0).assign_attrs(da.attrs)
 
 # %% ../../nbs/reference/13_lab_sensors.ipynb #001a83e1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'PIN_RADIUS', 'GROWTH', 'AIRPORT', 'ROADS', 'CLASS_OF_LEVEL', 'WINDING', 'USES', 'MIX', 'ROOFS',
-           'ZONE_ROOFS', 'Settlements', 'cities', 'settlements', 'outline', 'gates', 'airports', 'highways', 'Blocks',
+           'ZONE_ROOFS', 'Settlements', 'airports', 'cities', 'settlements', 'outline', 'gates', 'highways', 'Blocks',
            'Frame', 'split', 'uses', 'roofs', 'Rects', 'lots', 'houses', 'apartments', 'big_boxes', 'streets', 'trees',
            'settled']
 
@@ -16,13 +16,13 @@ import numpy as np
 from .fields import ALWAYS, CODE, DISC, KINDS, LINE, Shapes, concat, hash64, noise, shapes, stream, take, within
 from .land import Plane, Water, hilliness, segment_distance
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #dde5b176
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #a3e9b495
 LEVELS = {  # city, town, village: gap, chance, median radius, spread
-    "W1": ((80_000, 0.5, 1300, 0.25), (24_000, 0.45, 480, 0.3), (4200, 0.16, 170, 0.3)),
-    "W2": ((70_000, 0.6, 1400, 0.25), (18_000, 0.6, 480, 0.3), (3600, 0.28, 170, 0.35)),
-    "W3": ((34_000, 0.9, 2800, 0.30), (7500, 0.85, 760, 0.3), (1500, 0.86, 265, 0.35)),
-    "W4": ((56_000, 0.7, 2000, 0.30), (12_500, 0.8, 480, 0.3), (1450, 0.45, 105, 0.35))}
-PIN_RADIUS = {"W1": 1500, "W2": 1150, "W3": 3600, "W4": 2600}
+    "W1": ((80_000, 0.5, 1300, 0.25), (24_000, 0.5, 480, 0.3), (4000, 0.22, 175, 0.3)),
+    "W2": ((56_000, 0.7, 1400, 0.25), (11_000, 0.85, 600, 0.3), (2400, 1.0, 232, 0.35)),
+    "W3": ((28_000, 0.95, 3200, 0.30), (6500, 0.95, 1000, 0.3), (1350, 0.96, 352, 0.35)),
+    "W4": ((50_000, 0.8, 2000, 0.30), (11_000, 0.9, 540, 0.3), (1350, 0.60, 130, 0.35))}
+PIN_RADIUS = {"W1": 1500, "W2": 1000, "W3": 3000, "W4": 2400}
 GROWTH = {"W1": (0.80, 0.92), "W2": (0.82, 0.95), "W3": (0.86, 0.96), "W4": (0.74, 0.92)}  # radius of 2015 as a share of that of 2023
 
 # %% ../../nbs/reference/12d_lab_settlements.ipynb #e2b7c35d
@@ -83,6 +83,19 @@ def _clear(s: Settlements, others: Settlements, factor: float, gap: float) -> np
     d = np.hypot(s.x[:, None] - others.x, s.y[:, None] - others.y)
     return (d > factor * others.radius + s.radius[:, None] + gap).all(1)
 
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #395d0bd8
+AIRPORT = 2600.0  # metres: half the length that is kept free
+
+
+def airports(s: Settlements,  # settlements, of which only cities count
+             ) -> Settlements:  # centres, direction of the runway in theta
+    "Airports, one at most per city."
+    i = np.flatnonzero((s.level == 0) & (stream(s.key, "airport") < np.where(s.radius > 2200, 0.8, 0.35)))
+    phi = 6.283 * stream(s.key[i], "airport where")
+    d = 1.5 * s.radius[i] + 2200 + 3000 * stream(s.key[i], "airport far")
+    return Settlements(s.x[i] + d * np.cos(phi), s.y[i] + d * np.sin(phi), np.full(len(i), AIRPORT * 0.7), np.zeros(len(i), int),
+                       phi + np.pi / 2 + 0.6 * (stream(s.key[i], "runway") - 0.5), np.ones(len(i)), hash64(s.key[i], 31, 0, 0))
+
 # %% ../../nbs/reference/12d_lab_settlements.ipynb #f48ff3e0
 def _grow(b: tuple[float, ...], m: float) -> tuple[float, ...]:
     return b[0] - m, b[1] - m, b[2] + m, b[3] + m
@@ -132,19 +145,6 @@ def gates(s: Settlements,  # settlements
     r = outline(s, i, phi) * share
     return s.x[i] + r * np.cos(phi + s.theta[i]), s.y[i] + r * np.sin(phi + s.theta[i])
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #395d0bd8
-AIRPORT = 2600.0  # metres: half the length that is kept free
-
-
-def airports(s: Settlements,  # settlements, of which only cities count
-             ) -> Settlements:  # centres, direction of the runway in theta
-    "Airports, one at most per city."
-    i = np.flatnonzero((s.level == 0) & (stream(s.key, "airport") < np.where(s.radius > 2200, 0.8, 0.35)))
-    phi = 6.283 * stream(s.key[i], "airport where")
-    d = 1.5 * s.radius[i] + 2200 + 3000 * stream(s.key[i], "airport far")
-    return Settlements(s.x[i] + d * np.cos(phi), s.y[i] + d * np.sin(phi), np.full(len(i), AIRPORT * 0.7), np.zeros(len(i), int),
-                       phi + np.pi / 2 + 0.6 * (stream(s.key[i], "runway") - 0.5), np.ones(len(i)), hash64(s.key[i], 31, 0, 0))
-
 # %% ../../nbs/reference/12d_lab_settlements.ipynb #7580bbc7
 def _gabriel(x: np.ndarray, y: np.ndarray, longest: float) -> np.ndarray:
     "(n, 2) index pairs a < b."
@@ -162,7 +162,7 @@ ROADS = {"motorway": 26, "trunk": 20, "primary": 14, "secondary": 10, "tertiary"
 CLASS_OF_LEVEL = ("trunk", "secondary", "unclassified")
 WINDING = {"W1": 0.05, "W2": 0.10, "W3": 0.05, "W4": 0.16}
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #7accf50c
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #c44ac51e
 def highways(p: Plane,  # the plane
              bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
              w: Water,  # water near the bounds grown by 3.4 village gaps
@@ -178,8 +178,14 @@ def highways(p: Plane,  # the plane
             parts += _city_links(p, s, pairs)
         else:
             pairs = pairs[(s.level[pairs] == level).any(1)]
-        parts.append(_links(p, s, pairs, name))
+        parts.append(_dry(_links(p, s, pairs, name), w) if level == 2 else _links(p, s, pairs, name))
     return within(concat(parts), bounds)
+
+
+def _dry(roads: Shapes, w: Water) -> Shapes:
+    "Small roads have no bridges over wide rivers."
+    deep = w.distance(roads.xy[:, 0], roads.xy[:, 1], 1.0) < -50
+    return take(roads, ~np.logical_or.reduceat(deep, roads.start[:-1])) if len(roads) else roads
 
 
 def _towns_dry(p: Plane, bounds: tuple[float, ...]) -> Settlements:
@@ -213,7 +219,7 @@ def _links(p: Plane, s: Settlements, pairs: np.ndarray, name: str) -> Shapes:
     code = np.where(stream(key, "road code") < (0.85 if name != "unclassified" else 0.35), CODE["asphalt"], CODE["concrete"])
     return shapes(pts, "road", code, 32 if name != "unclassified" else 31, key, geom=LINE, width=ROADS[name], built=built, tag=name)
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #950b3c8c
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #d6f6e7f5
 def _city_links(p: Plane, s: Settlements, pairs: np.ndarray) -> list[Shapes]:
     a, b, key = _ordered(s, pairs, 1)
     out = []
@@ -228,12 +234,23 @@ def _city_links(p: Plane, s: Settlements, pairs: np.ndarray) -> list[Shapes]:
     i = stream(key, "rail") < {"W1": 0.4, "W2": 0.35, "W3": 0.75, "W4": 0.6}[p.zone]
     (ax, ay), (bx, by) = (_station(s, q[i]) for q in (a, b))
     out.append(shapes(_curve(p, ax, ay, bx, by, hash64(key[i], 2, 0, 0), 0.5 * WINDING[p.zone]), "rail", CODE["gravel"], 33, hash64(key[i], 2, 0, 0), geom=LINE, width=11.0, tag="rail"))
-    return [*out, _rings(s)]
+    return [*out, _rings(s), _stations(ax, ay, bx, by, hash64(key[i], 3, 0, 0))]
 
 
 def _station(s: Settlements, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     phi = s.theta[i] + np.pi / 4 + np.pi / 2 * np.floor(4 * stream(s.key[i], "station"))
     return s.x[i] + 0.62 * s.radius[i] * np.cos(phi), s.y[i] + 0.62 * s.radius[i] * np.sin(phi)
+
+
+def _stations(ax: np.ndarray, ay: np.ndarray, bx: np.ndarray, by: np.ndarray, key: np.ndarray) -> Shapes:
+    "A hall beside the first end of each railway, along the track, on a paved square."
+    d = np.stack([bx - ax, by - ay], -1)
+    d = d / np.maximum(np.hypot(*d.T), 1)[:, None]
+    out = []
+    for n, (kind, code, layer, tag, (u0, v0, u1, v1), height) in enumerate([("block", "concrete", 29, "station_square", (-40, 7, 260, 130), 0), ("building", "roof_grey", 42, "railway_station", (20, 12, 200, 52), 22)]):
+        pts = np.stack([np.stack([ax + u * d[:, 0] - v * d[:, 1], ay + u * d[:, 1] + v * d[:, 0]], -1) for u, v in ((u0, v0), (u1, v0), (u1, v1), (u0, v1))], 1)
+        out.append(shapes(pts, kind, CODE[code], layer, hash64(key, n, 0, 0), built=1985, height=height, tag=tag))
+    return concat(out)
 
 
 def _rings(s: Settlements) -> Shapes:
@@ -591,7 +608,7 @@ def trees(f: Frame, st: dict[str, np.ndarray], b: Blocks, use: np.ndarray, built
     code = np.where(stream(key, "needle") < 0.12, CODE["tree_needle"], CODE["tree_broadleaf"])
     return shapes(np.stack(f.to_plane(town, u, v), -1)[:, None], "tree", code, 50, key, geom=DISC, width=size, built=year, height=1.3 * size, tag="tree")
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #25d1db08
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #643b6c6c
 def _polygons(f: Frame, r: Rects) -> Shapes:
     "Rectangles and Ls on the plane."
     u0, v0, u1, v1 = r.box.T
@@ -616,7 +633,7 @@ def _polygons(f: Frame, r: Rects) -> Shapes:
 
 def _in_the_way(s: Shapes, roads: Shapes) -> np.ndarray:
     "Which objects reach onto a main road."
-    i = np.flatnonzero((roads.width >= 7) & (roads.built <= 2014))
+    i = np.flatnonzero((roads.width >= 7) & (roads.built <= 2014) & (roads.geom == LINE))
     if not len(i) or not len(s):
         return np.zeros(len(s), bool)
     a = np.concatenate([np.arange(roads.start[k], roads.start[k + 1] - 1) for k in i])
