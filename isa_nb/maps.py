@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Raster', 'interactive', 'overlay', 'read_thin', 'leaf', 'map_cell']
 
-# %% ../nbs/reference/61_maps.ipynb #a369a21c
+# %% ../nbs/reference/61_maps.ipynb #9c1c1ef9
 import base64
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -23,9 +23,6 @@ from odc.geo.geobox import GeoBox
 from .core import geobox_of, raster
 from .figures import LABEL_CODES, Codes, panel, present, rgba, show
 from .rasters import look_at, open_raster
-
-if TYPE_CHECKING:
-    import leafmap
 
 # %% ../nbs/reference/61_maps.ipynb #0634a154
 def interactive() -> bool:  # whether to make maps
@@ -63,7 +60,7 @@ def read_thin(path: str | Path,  # a raster file that GDAL reads
     factor = max(1, max(box.shape.yx) / most)
     return open_raster(path, box.zoom_to(tuple(max(1, round(n / factor)) for n in box.shape.yx)))
 
-# %% ../nbs/reference/61_maps.ipynb #2f57941e
+# %% ../nbs/reference/61_maps.ipynb #eb031850
 Raster = xr.DataArray | str | Path
 
 
@@ -87,7 +84,7 @@ def leaf(rasters: Raster | Mapping[str, Raster],  # a raster or file, or title -
          limits: tuple[float, float] | None = None,  # lower and upper end of images or values; None: from the data
          basemap: bool | None = None,  # OpenStreetMap below; None: below real data only
          height: int = 420,  # of the map in pixels
-         ) -> "leafmap.Map":  # a widget with one layer per raster
+         ) -> Any:  # leafmap.Map, a widget with one layer per raster
     "A leafmap map of local rasters that needs no server and no network."
     import ipyleaflet
     import leafmap
