@@ -111,7 +111,7 @@ def _earlier(step: dict[str, Any], declared: bool) -> dict[str, Any]:
         return {**step, "state": "stale", "reason": "no longer declared"}
     return {**step, "state": "interrupted" if step["state"] in ("running", "waiting") else step["state"], "reason": "not asked for now"}
 
-# %% ../nbs/reference/75_batch.ipynb #65e66906
+# %% ../nbs/reference/75_batch.ipynb #9350e1e3
 def _open_run(request: Request, suite: Suite, cat: Catalog, plan: dict[str, Task], old: dict[str, Any] | None) -> _Run:
     "Set up the record of a run in a folder that is ours and locked."
     old = old or {"steps": {}}
@@ -126,7 +126,7 @@ def _open_run(request: Request, suite: Suite, cat: Catalog, plan: dict[str, Task
                 "started": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "finished": None, "seconds": 0.0,
                 "request": {"experiments": request.experiments, "zones": request.zones}, "workers": None, "scheduler": request.scheduler or "",
                 "catalogue": {"version": cat.version, "hash": hashes["catalogue"], "files": [str(p) for p in cat.paths]}, "inputs": inputs,
-                "provenance": provenance(), "steps": {**gone, **steps}, "tables": {}}
+                "provenance": provenance(), "steps": {**gone, **steps}, "tables": old.get("tables", {})}
     return _Run(request, suite, cat, out, plan, kept, manifest["steps"], manifest, hashes)
 
 # %% ../nbs/reference/75_batch.ipynb #0f347347
@@ -355,11 +355,11 @@ def _work(run: _Run, tell: _Progress) -> None:
             wait(list(at_work), timeout=30)
             raise
 
-# %% ../nbs/reference/75_batch.ipynb #bdc26fd5
+# %% ../nbs/reference/75_batch.ipynb #f4808523
 def _close(run: _Run) -> None:
     "Collect the tables and write the last manifest."
     usable = {key: (s["experiment"], s["place"]) for key, s in run.steps.items() if s["state"] in ("done", "current")}
-    run.manifest["tables"] = collect_tables(run.out, usable)
+    run.manifest["tables"] = collect_tables(run.out, usable, run.manifest["tables"])
     failed = any(run.steps[k]["state"] != "done" and run.steps[k]["state"] != "current" for k in run.plan)
     run.manifest.update(state="failed" if failed else "done", finished=datetime.datetime.now().astimezone().isoformat(" ", "seconds"))
     run.save()

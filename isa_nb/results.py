@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'digest', 'code_hash', 'notebook_hash', 'catalogue_hash', 'input_files', 'read_manifest', 'check_folder',
            'locked', 'check_space', 'beside', 'put', 'clear_leftovers', 'record_step', 'read_step', 'why_redo',
-           'collect_tables', 'start_over']
+           'collect_tables', 'remove_tables', 'start_over']
 
 # %% ../nbs/reference/73_results.ipynb #a79eba02
 import contextlib
@@ -208,7 +208,7 @@ def why_redo(folder: Path,  # place of the step
             return f"{name} was changed"
     return None
 
-# %% ../nbs/reference/73_results.ipynb #7ef32bae
+# %% ../nbs/reference/73_results.ipynb #2bd38485
 def _labelled(tables: list[tuple[str, bool, pd.DataFrame]]) -> pd.DataFrame:
     "Tables of (place, simulated, rows) as one."
     zoned = all("place" in t or ("zone" in t and (t["zone"].astype(str) == place).all()) or not place for place, _, t in tables)
@@ -223,6 +223,7 @@ def _labelled(tables: list[tuple[str, bool, pd.DataFrame]]) -> pd.DataFrame:
 
 def collect_tables(out: Path,  # the results folder
                    steps: dict[str, tuple[str, str]],  # key of a step that is whole -> (experiment, place)
+                   earlier: dict[str, dict[str, Any]],  # the record of an earlier run in the same folder
                    ) -> dict[str, dict[str, Any]]:  # table -> path, sha256, rows, places
     "Write tables/<name>.csv and .parquet of all places; returns the record of them."
     found: dict[tuple[str, str], list[tuple[str, bool, pd.DataFrame]]] = {}
@@ -236,12 +237,19 @@ def collect_tables(out: Path,  # the results folder
         stem = name if names.count(name) == 1 else f"{experiment}-{name}"
         path = write_table(out / "tables" / f"{stem}.csv", _labelled(tables))
         record[stem] = {"path": f"tables/{stem}.csv", "sha256": sha256(path), "rows": sum(len(t) for *_, t in tables), "places": [p for p, *_ in tables if p]}
-    for path in (out / "tables").glob("*"):
-        if path.stem not in record:
-            path.unlink()
+    remove_tables(out, {n: r for n, r in earlier.items() if n not in record})
     return record
 
-# %% ../nbs/reference/73_results.ipynb #a779409c
+
+def remove_tables(out: Path,  # the results folder
+                  record: dict[str, dict[str, Any]],  # what collect_tables has returned
+                  ) -> None:
+    "Remove collected tables."
+    for table in record.values():
+        for ending in (".csv", ".parquet"):
+            (out / table["path"]).with_suffix(ending).unlink(missing_ok=True)
+
+# %% ../nbs/reference/73_results.ipynb #d718f258
 def start_over(out: Path,  # a results folder of ours
                manifest: dict[str, Any],  # its manifest
                ) -> None:
@@ -250,8 +258,6 @@ def start_over(out: Path,  # a results folder of ours
         shutil.rmtree(out / key, ignore_errors=True)
         with contextlib.suppress(OSError):
             (out / key).parent.rmdir() if "/" in key else None  # only if nothing is left in it
-    for record in manifest.get("tables", {}).values():
-        for ending in (".csv", ".parquet"):
-            (out / record["path"]).with_suffix(ending).unlink(missing_ok=True)
+    remove_tables(out, manifest.get("tables", {}))
     for name in ("index.html", "manifest.json"):
         (out / name).unlink(missing_ok=True)
