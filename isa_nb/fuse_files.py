@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'WINDOW', 'PERCENT_NODATA', 'LAYERS', 'FileProduct', 'recoding', 'Opened', 'opened', 'Reader', 'Layer',
            'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
-# %% ../nbs/reference/32_fuse_files.ipynb #1e6bd3f2
+# %% ../nbs/reference/32_fuse_files.ipynb #f976ca4b
 import contextlib
 import json
 import threading
@@ -30,9 +30,9 @@ from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RU
                          sha256, unknown, write_json)
 from .drivers import TOLERANCE, Mosaic, look_at
 from .fusion import Settlement, decide, stage_counts, state
-from .votes import OUTPUTS, PLAIN, WRONG, Histogram, Table, counted, lookup_flat, named, threads_of, vote_dtype
+from .votes import GRADED, OUTPUTS, PLAIN, WRONG, Histogram, Table, counted, lookup_flat, named, shade, threads_of, vote_dtype
 
-# %% ../nbs/reference/32_fuse_files.ipynb #282b8e9a
+# %% ../nbs/reference/32_fuse_files.ipynb #43132925
 @dataclass(frozen=True)
 class FileProduct:
     "A class raster on disk and what its codes mean."
@@ -43,6 +43,7 @@ class FileProduct:
     crs: str | None = None  # used if the file has none
     band: int | None = None  # needed if there are several
     citation: str | None = None  # None: as the catalogue says
+    resolution: float | None = None  # native resolution, metres; None: as the catalogue says
 
 # %% ../nbs/reference/32_fuse_files.ipynb #cfc533cd
 def _source(legend: Any) -> Any:
@@ -70,7 +71,7 @@ def recoding(name: str,  # of the product, for messages
         table[int(code)] = label
     return table
 
-# %% ../nbs/reference/32_fuse_files.ipynb #99044dc0
+# %% ../nbs/reference/32_fuse_files.ipynb #c3ef6c77
 @dataclass(frozen=True)
 class Opened:
     "A product that can be read on the grid of the fusion."
@@ -78,7 +79,7 @@ class Opened:
     mosaic: Mosaic  # its files
     table: np.ndarray  # (256,) recoding table
     void: int  # the pixel value that stands for nodata
-    facts: dict[str, Any]  # year, citation, simulated
+    facts: dict[str, Any]  # year, resolution, citation, simulated
 
 
 def opened(name: str,  # of the product
@@ -97,7 +98,7 @@ def opened(name: str,  # of the product
         if table[void] in (PERVIOUS, IMPERVIOUS):
             raise DataError(f"{name} declares nodata {void}, which its legend says is {'impervious' if table[void] else 'pervious'}: correct one of them, or say nodata=\"none\"")
     table[void] = NODATA
-    facts = {"year": product.year or getattr(source, "year", None), "citation": product.citation or getattr(source, "citation", None), "simulated": bool(getattr(source, "simulated", False))}
+    facts = {"resolution": product.resolution or getattr(source, "resolution", None), "year": product.year or getattr(source, "year", None), "citation": product.citation or getattr(source, "citation", None), "simulated": bool(getattr(source, "simulated", False))}
     return Opened(name, m, table, void, facts)
 
 # %% ../nbs/reference/32_fuse_files.ipynb #42198549
@@ -227,16 +228,24 @@ def writing(path: Path,  # the file to be made
         if cog:
             rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling="nearest", **compress)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #e59daab8
+# %% ../nbs/reference/32_fuse_files.ipynb #7e6bf6cc
+def _unknown_codes(product: Opened, codes: np.ndarray, w: Window) -> DataError:
+    code, count = np.unique(codes[product.table[codes] == WRONG], return_counts=True)
+    found = ", ".join(f"{c} ({k} pixels)" for c, k in zip(code[:5], count[:5], strict=True))
+    return DataError(f"product {product.name} holds {found} in the window at row {w.row_off}, column {w.col_off}: not in its legend; add the codes to the legend, or declare nodata")
+
+
 class Windows:
     "All products of one grid, and OSM, read window by window from any thread."
 
     def __init__(self, products: list[Opened],  # in the order of the bits
                  box: GeoBox,  # grid of the fusion
                  osm: Callable[[Window], np.ndarray] | None = None,  # (h, w) uint8 mask of a window
+                 parts: int = 1,  # read parts x parts samples of each pixel, for mixed pixels
                  ) -> None:
-        self.products, self.box, self.osm = products, box, osm
-        self.legends = np.stack([p.table for p in products])
+        self.products, self.box, self.osm, self.parts = products, box, osm, parts
+        self.fine = box if parts == 1 else box.zoom_out(1 / parts)
+        self.legends = np.stack([p.table for p in products]) if parts == 1 else np.broadcast_to(GRADED, (len(products), 256))
         self.own, self.lock, self.readers = threading.local(), threading.Lock(), []
 
     def __iter__(self) -> Iterator[Window]:
@@ -250,25 +259,35 @@ class Windows:
              ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, w) uint8 codes, (h, w) uint8 OSM mask or (0, 0)
         "Codes of all products, and OSM."
         if not hasattr(self.own, "readers"):
-            self.own.readers = [Reader(p, self.box) for p in self.products]
+            self.own.readers = [Reader(p, self.fine) for p in self.products]
             with self.lock:
                 self.readers += self.own.readers
         stack = np.empty((len(self.products), window.height, window.width), np.uint8)
         for reader, out in zip(self.own.readers, stack, strict=True):
-            reader.read(window, out)
+            if self.parts == 1:
+                reader.read(window, out)
+            else:
+                out[:] = self._shaded(reader, window)
         return stack, np.empty((0, 0), np.uint8) if self.osm is None else np.ascontiguousarray(self.osm(window), np.uint8)
 
+    def _shaded(self, reader: Reader, w: Window) -> np.ndarray:
+        codes = np.empty((w.height * self.parts, w.width * self.parts), np.uint8)
+        reader.read(Window(*(v * self.parts for v in (w.col_off, w.row_off, w.width, w.height))), codes)
+        votes = reader.product.table[codes]
+        if (votes == WRONG).any():
+            raise _unknown_codes(reader.product, codes, w)
+        return shade(votes, self.parts, reader.product.name)
+
     def close(self) -> None:
+        "Close all files."
         for r in self.readers:
             r.close()
 
     def guilty(self, window: Window, stack: np.ndarray, osm: np.ndarray) -> DataError:
         "The error for a window that holds a value it should not."
         for p, codes in zip(self.products, stack, strict=True):
-            if (wrong := p.table[codes] == WRONG).any():
-                code, count = np.unique(codes[wrong], return_counts=True)
-                found = ", ".join(f"{c} ({k} pixels)" for c, k in zip(code[:5], count[:5], strict=True))
-                return DataError(f"product {p.name} holds {found} in the window at row {window.row_off}, column {window.col_off}: not in its legend; add the codes to the legend, or declare nodata")
+            if (p.table[codes] == WRONG).any() and self.parts == 1:
+                return _unknown_codes(p, codes, window)
         return DataError(f"the OSM mask holds {int(osm.max())}: 0 none, 1 impervious, 2 pervious and 3 both are due")
 
 # %% ../nbs/reference/32_fuse_files.ipynb #ffc26e59
@@ -394,7 +413,7 @@ def _folder(out: Path, overwrite: bool) -> Iterator[None]:
         lock.release()
         (out / ".fusion.lock").unlink(missing_ok=True)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #f8fbd3b3
+# %% ../nbs/reference/32_fuse_files.ipynb #2270636f
 def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files or `FileProduct`s by name
                out: str | Path,  # folder for label.tif, votes.tif, rule.tif, confidence.tif and fusion.json
                osm: Any = None,  # layers or a file of them, or a mask on disk (bit 0 impervious, bit 1 pervious)
@@ -404,7 +423,8 @@ def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files
                geobox: GeoBox | None = None,  # grid of the result; None: that of the first product
                only: Iterable[str] = OUTPUTS,  # which rasters to make
                cog: bool = False,  # cloud-optimised GeoTIFFs, with overviews
-               resampling: str = "nearest",  # or "mode", for products that are finer than the grid
+               parts: int = 1,  # read parts x parts samples of each pixel: who is finer than the grid then says how mixed a pixel is
+               resampling: str = "nearest",  # or "mode"
                overwrite: bool = False,  # an earlier fusion in the same folder
                threads: int | None = None,  # None: all cores, or OMP_NUM_THREADS
                **choices: Any,  # see `fusion.Settlement`
@@ -418,9 +438,12 @@ def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files
     settlement = Settlement(**choices)
     with rasterio.Env(GDAL_CACHEMAX=64):
         items = list(named(products).items())
+        if not 1 <= parts <= 16:
+            raise RequestError(f"parts {parts}: read 1 to 16 samples along each side of a pixel")
         first = opened(*items[0], geobox, resampling)
         box = first.mosaic.geobox
-        windows = Windows([first, *(opened(k, p, box, resampling) for k, p in items[1:])], box, osm_windows(osm, box, preset))
+        fine = box if parts == 1 else box.zoom_out(1 / parts)
+        windows = Windows([opened(k, p, fine, resampling) for k, p in items], box, osm_windows(osm, box, preset), parts)
         with _folder(out, overwrite), contextlib.closing(windows):
             return _fuse(windows, out, settlement, preset if osm is not None else "none", rule, model, only, cog, threads)
 
@@ -429,7 +452,7 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
     n = len(windows.products)
     if rule == "posterior" and model is None:
         from isa_nb.latent import fit
-        model = fit(count_windows(windows, threads))
+        model = fit(count_windows(windows, threads), {p.name: p.facts["resolution"] for p in windows.products if p.facts["resolution"]})
     outcomes = lambda codes: decide(codes, n, settlement, model.posterior(codes) if rule == "posterior" else None)  # noqa: E731
     table = Table.of(n, lambda codes: _percent(outcomes(codes)), legends=windows.legends, observed=lambda: count_windows(windows, threads).codes)
     facts = _facts(windows, settlement, preset, rule)
