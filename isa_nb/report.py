@@ -118,7 +118,7 @@ def _steps(out: Path, steps: dict[str, dict[str, Any]]) -> str:
     return ("<h2 id='steps'>Steps</h2><div class='wide'><table><thead><tr><th>step</th><th>state</th><th class='num'>took</th><th>executed notebook</th>"
             f"<th>remark</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
 
-# %% ../nbs/reference/74_report.ipynb #b46b49dc
+# %% ../nbs/reference/74_report.ipynb #b7c446cb
 def _published(record: dict[str, Any] | None) -> pd.DataFrame | dict[str, Any] | None:
     "Published values as they were given to Step.table."
     if record is None:
@@ -129,7 +129,7 @@ def _published(record: dict[str, Any] | None) -> pd.DataFrame | dict[str, Any] |
 def _lines(values: list[tuple[str, str]]) -> list[str]:
     "Texts of places: once if all are the same, else each with its place."
     texts = list(dict.fromkeys(t for _, t in values if t))
-    return texts if len(texts) < 2 else [f"{place}: {text}" if place else text for place, text in values if text]
+    return texts if len(texts) < 2 or len({place for place, _ in values}) < 2 else [f"{place}: {text}" for place, text in values if text]
 
 
 def _placed(table: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -143,11 +143,12 @@ def _together(out: Path, found: list[tuple[str, str, dict[str, Any]]]) -> tuple[
     "Our rows of all places with the published values beside; and what of these could not be matched."
     tables, records = [load_table(out / key, o["name"]) for key, _, o in found], [o["published"] for *_, o in found]
     placed = [_placed(t, place) for t, (_, place, _) in zip(tables, found, strict=True)]
+    full = lambda tables: [t for t in tables if len(t)] or tables[:1]  # noqa: E731  an empty table would make text of all columns
     if all(r == records[0] for r in records) and "rows" in (records[0] or {}):
-        both, rest = beside(pd.concat(placed, ignore_index=True), _published(records[0]))
+        both, rest = beside(pd.concat(full(placed), ignore_index=True), _published(records[0]))
         return both, [] if rest is None else [rest]
     pairs = [beside(t, _published(r)) for t, r in zip(placed, records, strict=True)]
-    return pd.concat([b for b, _ in pairs], ignore_index=True), [r for _, r in pairs if r is not None]
+    return pd.concat(full([b for b, _ in pairs]), ignore_index=True), [r for _, r in pairs if r is not None]
 
 
 def _table(out: Path, found: list[tuple[str, str, dict[str, Any]]]) -> str:
