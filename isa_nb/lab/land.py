@@ -432,7 +432,7 @@ def districts(p: Plane,  # the plane
     crop = np.searchsorted(np.cumsum([q for _, q in CROPS[p.zone]])[:-1], r("main crop"))
     return Districts(i0, j0, x, y, use.astype(np.int8), theta, span("w", *s["field_w"]), span("l", *s["field_l"]), crop.astype(np.int8), hash64(p.key, 14, i, j))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #f7a45edd
+# %% ../../nbs/reference/12c_lab_land.ipynb #67c058da
 def tracks(p: Plane,  # the plane
            d: Districts,  # districts of a window
            ) -> Shapes:  # lines
@@ -446,6 +446,7 @@ def tracks(p: Plane,  # the plane
     key = hash64(keys[:, 0], 16, 0, 0) ^ keys[:, 1]
     there = stream(key, "track") < np.where(both, 0.85, 0.4)
     pts = v.vertices[ends]
+    pts = np.where((pts[:, 0, 0] > pts[:, 1, 0])[:, None, None], pts[:, ::-1], pts)  # from west to east, whatever the window
     f = np.linspace(0, 1, 5)[None, :, None]
     line = pts[:, :1] * (1 - f) + pts[:, 1:] * f
     bend = 14 * noise(line[..., 0], line[..., 1], 350, p.key + np.uint64(17), 1)[..., None] * np.sin(np.pi * f)
