@@ -7,10 +7,10 @@ __all__ = ['FACTS', 'PRODUCTS', 'GLC_CODES', 'ERRORS', 'KNOT', 'FINE', 'MARGIN',
            'HIDDEN', 'CLOUDS', 'Product', 'Errors', 'native_window', 'native_geobox', 'knots', 'fine_truth', 'density',
            'sieve', 'cover_codes', 'gisa_codes', 'first_years', 'product', 'truth_on']
 
-# %% ../../nbs/reference/14_lab_products.ipynb #80be921f
+# %% ../../nbs/reference/14_lab_products.ipynb #11dc2867
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,8 @@ from scipy import ndimage
 
 from ..core import geobox_of, raster, unknown
 from .errors import box_sum, deviate, nodes_of, normal
-from .fields import ALWAYS, CODE, ISA_LUT, LC_LUT, concat, draw, make_key, paint, take, within
-from .world import CHUNK, World, for_geobox
+from .fields import ALWAYS, CODE, ISA_LUT, LC_LUT, draw, make_key, paint, take, within
+from .world import World, for_geobox, in_threads, pieces
 
 # %% ../../nbs/reference/14_lab_products.ipynb #72e984e6
 FACTS = pd.DataFrame([
@@ -178,26 +178,24 @@ _PAD = 512.0  # metres: products of one request ask for almost, not quite, the s
 _held: list[tuple] = []  # the last pieces: (world, bounds, land, {year: surface})
 _lock = threading.Lock()
 
-# %% ../../nbs/reference/14_lab_products.ipynb #f9cb49d3
+# %% ../../nbs/reference/14_lab_products.ipynb #be16b96c
 def _shape(bounds: tuple[float, float, float, float]) -> tuple[int, int]:  # of the fine grid
     return round((bounds[3] - bounds[1]) / FINE), round((bounds[2] - bounds[0]) / FINE)
 
 
-def _chunks(bounds: tuple[float, float, float, float]) -> Iterable[tuple[int, int, tuple[float, float, float, float], tuple[slice, slice]]]:
-    "Chunks of the world that a window touches: numbers, the shared bounds, and where these are in the window."
-    for j in range(int(bounds[1] // CHUNK), int(np.ceil(bounds[3] / CHUNK))):
-        for i in range(int(bounds[0] // CHUNK), int(np.ceil(bounds[2] / CHUNK))):
-            x0, y0, x1, y1 = (f(u, v) for f, u, v in zip((max, max, min, min), bounds, (i * CHUNK, j * CHUNK, (i + 1) * CHUNK, (j + 1) * CHUNK), strict=True))
-            yield i, j, (x0, y0, x1, y1), np.s_[round((bounds[3] - y1) / FINE):round((bounds[3] - y0) / FINE), round((x0 - bounds[0]) / FINE):round((x1 - bounds[0]) / FINE)]
-
-
 def _drawn(world: World, land: np.ndarray, bounds: tuple[float, float, float, float], year: int) -> np.ndarray:
-    out = land.copy()
-    for i, j, b, part in _chunks(bounds):
-        code = np.ascontiguousarray(out[part])
-        draw(within(world.chunk(i, j).shapes, b), year, b[0], b[3], FINE, code, np.empty(code.shape, np.uint32), np.empty(code.shape, np.float32))
-        out[part] = code
+    out, key, height = land.copy(), np.empty(land.shape, np.uint32), np.empty(land.shape, np.float32)
+
+    def one(piece: tuple) -> None:
+        i, j, rows, cols, left, top = piece
+        here = [v[rows, cols] for v in (out, key, height)]
+        draw(within(world.chunk(i, j).shapes, _box(left, top, here[0].shape)), year, left, top, FINE, *here)
+    in_threads(one, pieces(bounds[0], bounds[3], FINE, land.shape))
     return out
+
+
+def _box(left: float, top: float, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    return left, top - shape[0] * FINE, left + shape[1] * FINE, top
 
 # %% ../../nbs/reference/14_lab_products.ipynb #b34abdcd
 def fine_truth(world: World,  # the world
@@ -396,26 +394,37 @@ def gisa_codes(year: np.ndarray,  # int16, year of building, 0 where nothing imp
     code = np.where(year <= 1972, 1, np.where(year <= 1978, 2, np.maximum(year - 1982, 3)))
     return np.where(year > last, 0, code).astype(np.uint8)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #1852f0ab
+# %% ../../nbs/reference/14_lab_products.ipynb #ea1eea95
 def first_years(world: World,  # the world
                 bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy in metres; multiples of FINE
                 ) -> np.ndarray:  # int16 (y, x) on the fine grid; 0 where nothing was ever built
     "The year in which each point of the fine grid was first sealed."
-    s = concat([take(q, ISA_LUT[q.code] == 1) for q in (within(world.chunk(i, j).shapes, b) for i, j, b, _ in _chunks(bounds))])
-    s = take(s, np.argsort(-s.built, kind="stable"))
     shape = _shape(bounds)
     code, key, year = np.zeros(shape, np.uint8), np.zeros(shape, np.uint32), np.zeros(shape, np.float32)
-    paint(s.xy, s.start, s.geom, s.width, s.code, s.key, s.built, s.built.astype(np.float32), 9999, bounds[0], bounds[3], FINE, code, key, year)
+
+    def one(piece: tuple) -> None:
+        i, j, rows, cols, left, top = piece
+        here = [v[rows, cols] for v in (code, key, year)]
+        s = world.chunk(i, j).shapes
+        s = within(take(s, ISA_LUT[s.code] == 1), _box(left, top, here[0].shape))
+        s = take(s, np.argsort(-s.built, kind="stable"))
+        paint(s.xy, s.start, s.geom, s.width, s.code, s.key, s.built, s.built.astype(np.float32), 9999, left, top, FINE, *here)
+    in_threads(one, pieces(bounds[0], bounds[3], FINE, shape))
     return year.astype(np.int16)
 
 # %% ../../nbs/reference/14_lab_products.ipynb #91b600ca
 _TILE = 18_000.0  # metres, side of a piece
 
-# %% ../../nbs/reference/14_lab_products.ipynb #dc68bad8
+# %% ../../nbs/reference/14_lab_products.ipynb #6fb09903
 def _bounds(geobox: GeoBox, crs: str, pad: float) -> tuple[float, float, float, float]:  # in the world's CRS, whole density cells
     e = geobox.extent.to_crs(crs, resolution=geobox.extent.boundingbox.span_x / 16).boundingbox
     low, high = (lambda v: float(np.floor((v - pad) / CELL) * CELL)), (lambda v: float(np.ceil((v + pad) / CELL) * CELL))
     return low(e.left), low(e.bottom), high(e.right), high(e.top)
+
+
+def _rows(work: Callable, rows: int) -> None:
+    "Share rows between threads."
+    in_threads(work, [slice(r, min(r + 256, rows)) for r in range(0, rows, 256)])
 
 
 def _piece(name: str, world: World, key: np.uint64, year: int, window: tuple[int, int, int, int]) -> np.ndarray:  # uint8 product codes
@@ -427,13 +436,14 @@ def _piece(name: str, world: World, key: np.uint64, year: int, window: tuple[int
     at, krow, kcol = knots(name, (row, col, rows, cols), world.crs, key)
     imp, wet, cover, when = np.empty((rows, cols), np.uint8), np.empty((rows, cols), np.uint8), np.empty((rows, cols), np.uint8), np.zeros((rows, cols), np.int16)
     first = first_years(world, bounds) if name == "gisa" else np.empty((0, 0), np.int16)
-    _look(truth, first, ISA_LUT, bounds[0], bounds[3], at, krow, kcol, row, col, p.sides, p.footprint, imp, wet, cover, when)
+    _rows(lambda r: _look(truth, first, ISA_LUT, bounds[0], bounds[3], at, krow, kcol, row + r.start, col, p.sides, p.footprint, imp[r], wet[r], cover[r], when[r]), rows)
     n = p.sides ** 2
     soft = ((box_sum(imp, p.blur) if p.blur else imp) / (n * (2 * p.blur + 1) ** 2)).astype(np.float32)
     coarse, fine, lattice = nodes_of(key, name, p.shared, bounds)
     isa, quantile = np.empty((rows, cols), bool), np.empty((rows, cols), np.float32)
-    _verdict(imp, soft, wet, cover, n, p.mix, np.array(list(vars(e).values())), CONFUSER, density(truth), bounds[0], bounds[3],
-             coarse, fine, lattice, at, krow, kcol, row, col, isa, quantile)
+    dense, chances = density(truth), np.array(list(vars(e).values()))
+    _rows(lambda r: _verdict(imp[r], soft[r], wet[r], cover[r], n, p.mix, chances, CONFUSER, dense, bounds[0], bounds[3],
+                             coarse, fine, lattice, at, krow, kcol, row + r.start, col, isa[r], quantile[r]), rows)
     isa = sieve(isa, p.unit)
     inner = np.s_[rim:-rim, rim:-rim]
     isa, quantile = isa[inner], quantile[inner]
@@ -442,13 +452,15 @@ def _piece(name: str, world: World, key: np.uint64, year: int, window: tuple[int
     out = np.where(isa, np.uint8(p.impervious), cover_codes(name, world.zone, cover[inner], quantile))
     return np.where(quantile > 1 - CLOUDS[world.zone], np.uint8(p.cloud), out) if p.cloud else out
 
-# %% ../../nbs/reference/14_lab_products.ipynb #24af771e
-def _tiles(window: tuple[int, int, int, int], step: float) -> Iterable[tuple[int, int, int, int]]:
-    row, col, rows, cols = window
-    side = max(64, int(_TILE / step))
-    for r in range(row, row + rows, side):
-        for c in range(col, col + cols, side):
-            yield r, c, min(side, row + rows - r), min(side, col + cols - c)
+# %% ../../nbs/reference/14_lab_products.ipynb #7aab8c9d
+def _tiles(name: str, window: tuple[int, int, int, int]) -> Iterable[tuple[int, int, int, int]]:
+    p, (row, col, rows, cols) = PRODUCTS[name], window
+    high = p.step if p.utm else p.step * 111_320
+    wide = high if p.utm else high * max(np.cos(np.radians(90 - (row + rows / 2) * p.step)), 0.1)
+    high, wide = max(64, int(_TILE / high)), max(64, int(_TILE / wide))
+    for r in range(row, row + rows, high):
+        for c in range(col, col + cols, wide):
+            yield r, c, min(high, row + rows - r), min(wide, col + cols - c)
 
 
 def product(name: str,  # gisa, glc_fcs30, esa, esri or from_glc10
@@ -466,12 +478,12 @@ def product(name: str,  # gisa, glc_fcs30, esa, esri or from_glc10
     key = make_key("products", seed, world.zone, world.crs)
     window = native_window(name, geobox, world.crs)
     out = np.empty(window[2:], np.uint8)
-    for r, c, rows, cols in _tiles(window, p.step if p.utm else p.step * 111_320):
+    for r, c, rows, cols in _tiles(name, window):
         out[r - window[0]:r - window[0] + rows, c - window[1]:c - window[1] + cols] = _piece(name, world, key, year, (r, c, rows, cols))
     attrs = {"source": f"lab_{name}", "title": f"{p.title} (simulated)", "year": year, "simulated": True, "zone": world.zone, "seed": seed}
     return raster(out, native_geobox(name, window, world.crs), f"lab_{name}", p.nodata, **attrs)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #13b04e99
+# %% ../../nbs/reference/14_lab_products.ipynb #46c49d4b
 def truth_on(name: str,  # product
              geobox: GeoBox | xr.DataArray,  # any grid, or a raster on it
              seed: int = 0,  # of the world
@@ -486,10 +498,11 @@ def truth_on(name: str,  # product
     year = year or p.year
     window = native_window(name, geobox, world.crs)
     out, none = np.empty(window[2:], np.float32), np.empty((0, 0), np.int16)
-    for r, c, rows, cols in _tiles(window, p.step if p.utm else p.step * 111_320):
+    for r, c, rows, cols in _tiles(name, window):
         bounds = _bounds(native_geobox(name, (r, c, rows, cols), world.crs), world.crs, MARGIN)
         at, krow, kcol = knots(name, (r, c, rows, cols), world.crs, None)
         hits, wet, cover = (np.empty((rows, cols), np.uint8) for _ in range(3))
-        _look(fine_truth(world, year, bounds), none, ISA_LUT, bounds[0], bounds[3], at, krow, kcol, r, c, p.sides, 1.0, hits, wet, cover, none)
+        truth = fine_truth(world, year, bounds)
+        _rows(lambda q: _look(truth, none, ISA_LUT, bounds[0], bounds[3], at, krow, kcol, r + q.start, c, p.sides, 1.0, hits[q], wet[q], cover[q], none), rows)  # noqa: B023
         out[r - window[0]:r - window[0] + rows, c - window[1]:c - window[1] + cols] = hits / p.sides ** 2
     return raster(out, native_geobox(name, window, world.crs), f"truth on lab_{name}", simulated=True, year=year, title="true impervious share (simulated)")
