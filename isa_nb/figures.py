@@ -426,7 +426,7 @@ def show_zones(zones: gpd.GeoDataFrame,  # polygons with the column `zone`, W1..
     "Draw a map of the precipitation zones, brown (dry) to green (wet)."
     return show_vectors(zones, "zone", ZONE_COLOURS, ax, title, **kwargs)
 
-# %% ../nbs/reference/60_figures.ipynb #143973f9
+# %% ../nbs/reference/60_figures.ipynb #9b211012
 def show_intervals(table: pd.DataFrame,  # one row per line of the picture
                    label: str,  # column: name of the line
                    value: str,  # column: the estimate
@@ -444,7 +444,7 @@ def show_intervals(table: pd.DataFrame,  # one row per line of the picture
     if missing:
         raise RequestError(f"table has no column {', '.join(missing)}: it has {', '.join(map(str, table.columns))}")
     lines, series = list(dict.fromkeys(table[label])), list(dict.fromkeys(table[by])) if by else [value]
-    ax = _place(ax, title, size=6.2, aspect=0.06 * max(len(lines) * len(series) ** 0.5, 3) + 0.06)
+    ax = _place(ax, title, size=6.2, aspect=0.045 * max(len(lines) * len(series) ** 0.5, 4) + 0.06)
     for i, name in enumerate(series):
         part = table[table[by] == name] if by else table
         rows = np.array([lines.index(v) for v in part[label]]) + (i - (len(series) - 1) / 2) * 0.6 / len(series)
