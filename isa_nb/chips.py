@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['Raster', 'Layer', 'Chip', 'Scene', 'ChipReader', 'footprints', 'random_chips']
 
-# %% ../nbs/reference/33a_chips.ipynb #512dc615
+# %% ../nbs/reference/33a_chips.ipynb #48dbc51a
 import hashlib
 import os
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,17 +129,15 @@ class Scene:
         raw = self.confidence.read(row, col, height, width)
         return np.where(self.confidence.valid(raw), raw[0] * np.float32(self.confidence.scale), 0).astype(np.float32, copy=False)
 
-# %% ../nbs/reference/33a_chips.ipynb #b01ebf86
+# %% ../nbs/reference/33a_chips.ipynb #61a680d3
 class ChipReader:
     "Chips at given places of one or more scenes."
 
     def __init__(self, scenes: Sequence[Scene],  # where to read
                  places: pd.DataFrame,  # scene (number), row, col of each chip
                  size: int,  # side of a chip in pixels
-                 threads: int = 2,  # readers, when iterating
-                 ahead: int = 64,  # chips read ahead, when iterating; memory holds twice as many
                  ):
-        self.scenes, self.places, self.size, self.threads, self.ahead = list(scenes), places.reset_index(drop=True), size, threads, ahead
+        self.scenes, self.places, self.size = list(scenes), places.reset_index(drop=True), size
         self._at = places[["scene", "row", "col"]].to_numpy()
 
     def __len__(self) -> int:
@@ -150,17 +146,6 @@ class ChipReader:
     def __getitem__(self, i: int) -> Chip:
         s, row, col = self._at[i]
         return self.scenes[s].chip(int(row), int(col), self.size, self.size)
-
-    def __iter__(self) -> Iterator[Chip]:
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque = deque()
-            for start in range(0, len(self) + self.ahead, self.ahead):
-                batch = np.arange(start, min(start + self.ahead, len(self)))
-                order = batch[np.lexsort((self._at[batch, 2] // 512, self._at[batch, 1] // 512, self._at[batch, 0]))]
-                jobs = {i: pool.submit(self.__getitem__, i) for i in order}
-                while waiting:
-                    yield waiting.popleft().result()
-                waiting.extend(jobs[i] for i in batch)
 
 # %% ../nbs/reference/33a_chips.ipynb #d7f60b2d
 def _cells(scene: Scene, cell: int) -> np.ndarray:
@@ -219,7 +204,7 @@ def _inside(scene: Scene, within: gpd.GeoDataFrame | gpd.GeoSeries | None) -> An
 def _contained(scene: Scene, area: Any, at: np.ndarray, size: int) -> np.ndarray:
     return shapely.covers(area, footprints(scene.box, at[:, 0], at[:, 1], size))
 
-# %% ../nbs/reference/33a_chips.ipynb #42f98c0e
+# %% ../nbs/reference/33a_chips.ipynb #7c49c753
 def random_chips(rasters: Mapping[str, Raster] | Sequence[Mapping[str, Raster]],  # image, label, perhaps confidence, on one grid: arrays or paths; or several such sets
                  size: int = 256,  # side of a chip in pixels
                  n: int = 1000,  # number of chips
@@ -227,8 +212,6 @@ def random_chips(rasters: Mapping[str, Raster] | Sequence[Mapping[str, Raster]],
                  min_valid: float = 0.5,  # least share of pixels with image and label; 0: take any place, without looking
                  within: gpd.GeoDataFrame | gpd.GeoSeries | None = None,  # chips must lie inside these polygons, e.g. training blocks
                  nodata: int = NODATA,  # label code of pixels without a label
-                 threads: int = 2,  # readers, when iterating
-                 ahead: int = 64,  # chips read ahead, when iterating
                  ) -> ChipReader:  # n chips at places that are uniformly distributed over all places allowed
     "Chips at random places of rasters of any size."
     scenes = [Scene(r, nodata) for r in ([rasters] if isinstance(rasters, Mapping) else rasters)]
@@ -253,6 +236,6 @@ def random_chips(rasters: Mapping[str, Raster] | Sequence[Mapping[str, Raster]],
         found.append(np.column_stack([pick, at])[ok])
         have += int(ok.sum())
         if have >= n:
-            return ChipReader(scenes, pd.DataFrame(np.concatenate(found)[:n], columns=["scene", "row", "col"]), size, threads, ahead)
+            return ChipReader(scenes, pd.DataFrame(np.concatenate(found)[:n], columns=["scene", "row", "col"]), size)
     raise DataError(f"only {have} of {n} chips found in {400 * max(256, n)} tries: few places of {size} px have {min_valid:.0%} valid pixels"
                     f"{' inside the area asked for' if within is not None else ''}; lower min_valid or the size of the chips")

@@ -72,7 +72,7 @@ def _orders(chips: pd.DataFrame, block: np.ndarray, gen: np.random.Generator) ->
         away = [np.abs(middle - middle[s]).max(1) for s in gen.choice(n, 2)]
         yield tuple(np.lexsort((gen.random(n), a)) for a in away)
 
-# %% ../nbs/reference/33_splits.ipynb #0945804a
+# %% ../nbs/reference/33_splits.ipynb #09993577
 def _fill(order: np.ndarray, chips_in: np.ndarray, target: float, taken: np.ndarray) -> np.ndarray:
     "Blocks in the given order until they hold about `target` chips, at least one block."
     free = order[~taken[order]]
@@ -86,8 +86,9 @@ def _cost(split: np.ndarray, shares: np.ndarray, isa: np.ndarray) -> float:
     count = np.bincount(split, minlength=4)[:3]
     if (count[shares > 0] == 0).any():
         return np.inf
-    unlike = sum(min(1.0, abs(isa[split == k].mean() / (isa.mean() or 1.0) - 1)) for k in range(3) if shares[k] > 0 and isa.any())
-    return float(np.abs(count / count.sum() - shares).sum() + 0.4 * unlike + 0.5 * (split == 3).mean())
+    means = np.array([isa[split == k].mean() for k in range(3) if shares[k] > 0])
+    unlike = np.minimum(np.abs(np.log((means + 0.02 * isa.mean()) / (1.02 * isa.mean()))), 2).sum() if isa.any() else 0.0
+    return float(np.abs(count / count.sum() - shares).sum() + 0.3 * unlike + 0.5 * (split == 3).mean())
 
 # %% ../nbs/reference/33_splits.ipynb #44ad1043
 def _deals(chips: pd.DataFrame, block: np.ndarray, shares: np.ndarray, gen: np.random.Generator) -> Iterator[np.ndarray]:

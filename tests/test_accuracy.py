@@ -44,8 +44,8 @@ def test_the_two_ways_agree_where_strata_are_the_classes(counts, pixels, fpc):
     points = pd.DataFrame([(i, i, j) for i in range(3) for j in range(3) for _ in range(n[i, j])], columns=["stratum", "map", "reference"])
     same = a.estimate(points, dict(enumerate(pixels)), classes=range(3), fpc=fpc)
     for row in table.itertuples():
-        assert row.estimate == pytest.approx(a.pick(same, row.measure, getattr(row, "_2")), rel=1e-9)
-        assert row.se == pytest.approx(a.pick(same, row.measure, getattr(row, "_2"), "se"), rel=1e-6, abs=1e-12)
+        assert row.estimate == pytest.approx(a.pick(same, row.measure, row._2), rel=1e-9)
+        assert row.se == pytest.approx(a.pick(same, row.measure, row._2, "se"), rel=1e-6, abs=1e-12)
 
 
 def test_intervals_of_ratios_hold_what_they_promise():
