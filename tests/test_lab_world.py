@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 from isa_nb.core import RequestError, square_geobox
 from isa_nb.lab import climate
 from isa_nb.lab.fields import CODE, ISA_LUT, LC_LUT, SURFACES, extents, hash64, make_key, noise, shapes, stream, take
-from isa_nb.lab.land import STUDY, Plane, water
+from isa_nb.lab.land import PLACES, STUDY, Plane, water
 from isa_nb.lab.sensors import SENSORS, image, shadows
 from isa_nb.lab.settlements import settlements
 from isa_nb.lab.world import CHUNK, World, for_geobox
@@ -24,7 +24,7 @@ WORLDS = {zone: World(zone, str(square_geobox(lon, lat, 100, 10).crs)) for zone,
 
 def grid(world: World, res: float, n: int, dx: float = 0, dy: float = 0) -> GeoBox:
     "n x n pixels from the pinned city on, on whole multiples of the pixel."
-    x, y = (np.floor((v + d) / res) * res for v, d in zip(world.plane.pins[0], (dx, dy)))
+    x, y = (np.floor((v + d) / res) * res for v, d in zip(world.plane.pins[0], (dx, dy), strict=True))
     return GeoBox((n, n), Affine(res, 0, x, 0, -res, y), world.crs)
 
 
@@ -184,6 +184,13 @@ def test_climate_layers_look_like_the_real_ones():
     assert overlap > 0.999  # neighbours share their borders
     g = square_geobox(116.4, 39.9, 50_000, 5000)
     assert climate.precipitation(g).values.min() > 300
+
+
+def test_pinned_cities_lie_in_their_zones():
+    for name, lon, lat, zone in PLACES:
+        assert climate.zone_at(lon, lat) == zone, name
+        w = for_geobox(square_geobox(lon, lat, 100, 10))
+        assert w.isa_fraction(square_geobox(lon, lat, 1200, 40), oversample=4).values.mean() > 0.1, name  # a great river may run through the middle
 
 
 def test_streams_of_numbers_are_independent():

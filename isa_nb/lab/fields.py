@@ -7,12 +7,12 @@ __all__ = ['SURFACES', 'CODE', 'ISA_LUT', 'LC_LUT', 'COLOURS', 'POLYGON', 'LINE'
            'hash64', 'uniform', 'stream', 'make_key', 'gnoise', 'fbm', 'noise', 'Shapes', 'shapes', 'concat', 'take',
            'extents', 'within', 'paint', 'draw']
 
-# %% ../../nbs/reference/12b_lab_fields.ipynb #69101578
+# %% ../../nbs/reference/12b_lab_fields.ipynb #5ac6aa87
 import zlib
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numba import njit, prange, vectorize
+from numba import njit, vectorize
 
 # %% ../../nbs/reference/12b_lab_fields.ipynb #c6cdf48b
 SURFACES = {  # code: (name, isa, 11-class code, group, colour)

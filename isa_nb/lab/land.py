@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'PLACES', 'STYLE', 'FLOW', 'STEP', 'PIECE', 'LATTICE', 'WILD', 'FIELD', 'ORCHARD', 'GREENHOUSE', 'POND',
-           'CROPS', 'Plane', 'great_rivers', 'smooth', 'streams', 'lakes', 'segment_distance', 'Water', 'water',
-           'Terrain', 'hilliness', 'terrain', 'Districts', 'districts', 'tracks', 'land']
+           'CROPS', 'Plane', 'great_rivers', 'smooth', 'streams', 'lakes', 'line_distance', 'Water', 'water', 'Terrain',
+           'hilliness', 'terrain', 'Districts', 'districts', 'tracks', 'land']
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #f7265c9e
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ from scipy.spatial import Voronoi
 from ..core import RequestError, unknown
 from .fields import ALWAYS, CODE, LINE, Shapes, _mix, concat, extents, fbm, hash64, make_key, noise, shapes, stream, take
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #9f7e78b7
+# %% ../../nbs/reference/12c_lab_land.ipynb #cb8434c5
 STUDY = {"W1": ("Urumqi", 87.62, 43.82), "W2": ("Yining", 81.32, 43.92), "W3": ("Beijing", 116.40, 39.90), "W4": ("Wuhan", 114.30, 30.60)}
 PLACES = [  # name, lon, lat, zone: cities at the places of real ones; their shape and size are simulated
-    *((n, x, y, z) for z, (n, x, y) in STUDY.items()), ("Nanchang", 115.89, 28.68, "W4"), ("Jiujiang", 116.00, 29.70, "W4"),
-    ("Yueyang", 113.13, 29.37, "W4"), ("Nanjing", 118.80, 32.06, "W4"), ("Shanghai", 121.47, 31.23, "W4"), ("Suzhou", 120.62, 31.32, "W4"),
-    ("Nantong", 120.87, 32.01, "W4"), ("Kunming", 102.71, 50.04, "W4"), ("Zhaotong", 103.72, 27.34, "W3"), ("Ganzi", 99.99, 31.62, "W3"),
-    ("Deqen", 98.91, 28.49, "W3"), ("Chongqing", 106.55, 29.56, "W4"), ("Chengdu", 104.07, 30.67, "W4"), ("Hefei", 117.27, 31.86, "W4")]
+    *((n, x, y, z) for z, (n, x, y) in STUDY.items()), ("Nanchang", 115.89, 28.68, "W4"), ("Jiujiang", 116.00, 29.71, "W4"),
+    ("Yueyang", 113.13, 29.37, "W4"), ("Nanjing", 118.80, 32.06, "W4"), ("Shanghai", 121.47, 31.23, "W4"), ("Suzhou", 120.60, 31.30, "W4"),
+    ("Nantong", 120.87, 32.01, "W4"), ("Kunming", 102.83, 24.88, "W4"), ("Zhaotong", 103.72, 27.34, "W4"), ("Ganzi", 101.96, 30.05, "W4"),
+    ("Deqen", 98.91, 28.49, "W3"), ("Chongqing", 106.55, 29.56, "W4"), ("Hefei", 117.27, 31.86, "W4")]
 
 # %% ../../nbs/reference/12c_lab_land.ipynb #2b5eaff5
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def lakes(p: Plane,  # the plane
     rim = np.stack([x, y], -1)[:, None] + (ring - np.stack([x, y], -1)[:, None]) * (1 + 0.15 * stream(p.key, "rim", i, j))[:, None, None]
     return concat([shapes(rim, "bed", shore, -1, key, tag="shore"), shapes(ring, "water", code, 5, key, tag="lake")])
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #2eb133f8
+# %% ../../nbs/reference/12c_lab_land.ipynb #c041d003
 @njit(cache=True, nogil=True)
 def _to_segment(x, y, s):  # distance from a point to one bank of a segment
     ux, uy = s[2] - s[0], s[3] - s[1]
@@ -256,8 +256,7 @@ def _to_segment(x, y, s):  # distance from a point to one bank of a segment
 
 
 @njit(cache=True, nogil=True)
-def segment_distance(x, y, segs, cap, out):
-    "Distance of points to the nearest of many lines with width, at most `cap`, negative inside."
+def _nearest(x, y, segs, cap, out):
     long, last = 0.0, 0
     for k in range(segs.shape[0]):
         long = max(long, abs(segs[k, 2] - segs[k, 0]) + segs[k, 4], abs(segs[k, 3] - segs[k, 1]) + segs[k, 4])
@@ -270,6 +269,21 @@ def segment_distance(x, y, segs, cap, out):
                 if d < best:
                     best, last, reach = d, k, d + long
         out[q] = best
+
+
+def line_distance(x: np.ndarray,  # metres, any shape
+                  y: np.ndarray,  # metres, same shape
+                  segs: np.ndarray,  # (n, 5): x1, y1, x2, y2, half width
+                  cap: float,  # nothing farther matters
+                  ) -> np.ndarray:  # metres to the edge of the nearest line, at most cap, negative inside
+    "Distance of points to the nearest of many lines with width."
+    x, y, out = np.asarray(x, float), np.asarray(y, float), np.full(np.shape(x), float(cap))
+    if x.size and len(segs):
+        m = segs[:, 4] + cap
+        near = (np.maximum(segs[:, 0], segs[:, 2]) + m > x.min()) & (np.minimum(segs[:, 0], segs[:, 2]) - m < x.max())
+        near &= (np.maximum(segs[:, 1], segs[:, 3]) + m > y.min()) & (np.minimum(segs[:, 1], segs[:, 3]) - m < y.max())
+        _nearest(x.ravel(), y.ravel(), segs[near], float(cap), out.ravel())
+    return out
 
 
 @njit(cache=True, nogil=True)
@@ -286,7 +300,7 @@ def _in_rings(x, y, xy, start, box, out):
                     out[q] = True
                     break
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #a5317728
+# %% ../../nbs/reference/12c_lab_land.ipynb #b87bcc7e
 @dataclass
 class Water:
     "Rivers and lakes near a window."
@@ -296,9 +310,7 @@ class Water:
 
     def distance(self, x: np.ndarray, y: np.ndarray, cap: float = 6000.0) -> np.ndarray:
         "Metres to the nearest river bank (at most `cap`), negative in the river."
-        out = np.empty(np.size(x))
-        segment_distance(np.ravel(x).astype(float), np.ravel(y).astype(float), self.segs, cap, out)
-        return out.reshape(np.shape(x))
+        return line_distance(x, y, self.segs, cap)
 
     def covers(self, x: np.ndarray, y: np.ndarray, margin: float | np.ndarray = 0.0) -> np.ndarray:
         "Is a point in a lake, or nearer than `margin` to a river?"
@@ -315,8 +327,7 @@ def water(p: Plane,  # the plane
     small, b = streams(p, bounds)
     lake = lakes(p, bounds)
     e = extents(lake)
-    gap = np.empty(len(lake))
-    segment_distance((e[:, 0] + e[:, 2]) / 2, (e[:, 1] + e[:, 3]) / 2, a, 4000.0, gap)
+    gap = line_distance((e[:, 0] + e[:, 2]) / 2, (e[:, 1] + e[:, 3]) / 2, a, 4000.0)
     lake = take(lake, gap > 0.42 * (e[:, 2] - e[:, 0]))  # a lake keeps off the great river
     segs = np.concatenate([a, b])
     near = (segs[:, 0] > bounds[0] - 7000) & (segs[:, 0] < bounds[2] + 7000) & (segs[:, 1] > bounds[1] - 7000) & (segs[:, 1] < bounds[3] + 7000)
@@ -455,10 +466,10 @@ def tracks(p: Plane,  # the plane
                built=np.where(paved & (stream(key, "late") < 0.3), 2015 + (8 * stream(key, "year")).astype(int), ALWAYS), tag=np.where(paved, "unclassified", "track").astype(object))
     return take(s, there)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #6bb41401
+# %% ../../nbs/reference/12c_lab_land.ipynb #904c484e
 @njit(cache=True, nogil=True, inline="always")
 def _u(h, n):  # the n-th of several numbers in [0, 1) from one hash
-    return np.float64((_mix(h + np.uint64(n)) >> np.uint64(11))) * (1.0 / 9007199254740992.0)
+    return np.float64(_mix(h + np.uint64(n)) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @njit(cache=True, nogil=True, inline="always")

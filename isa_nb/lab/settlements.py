@@ -8,21 +8,21 @@ __all__ = ['LEVELS', 'PIN_RADIUS', 'GROWTH', 'AIRPORT', 'ROADS', 'CLASS_OF_LEVEL
            'Frame', 'split', 'uses', 'roofs', 'Rects', 'lots', 'houses', 'apartments', 'big_boxes', 'streets', 'trees',
            'settled']
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #7d8a9ef2
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #624d8f55
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from .fields import ALWAYS, CODE, DISC, KINDS, LINE, Shapes, concat, hash64, noise, shapes, stream, take, within
-from .land import Plane, Water, hilliness, segment_distance
+from .land import Plane, Water, hilliness, line_distance
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #a3e9b495
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #49a5b24c
 LEVELS = {  # city, town, village: gap, chance, median radius, spread
     "W1": ((80_000, 0.5, 1300, 0.25), (24_000, 0.5, 480, 0.3), (4000, 0.22, 175, 0.3)),
     "W2": ((56_000, 0.7, 1400, 0.25), (11_000, 0.85, 600, 0.3), (2400, 1.0, 232, 0.35)),
     "W3": ((28_000, 0.95, 3200, 0.30), (6500, 0.95, 1000, 0.3), (1350, 0.96, 352, 0.35)),
     "W4": ((50_000, 0.8, 2000, 0.30), (11_000, 0.9, 540, 0.3), (1350, 0.60, 130, 0.35))}
-PIN_RADIUS = {"W1": 1500, "W2": 1000, "W3": 3000, "W4": 2400}
+PIN_RADIUS = {"W1": 1500, "W2": 900, "W3": 3000, "W4": 2250}
 GROWTH = {"W1": (0.80, 0.92), "W2": (0.82, 0.95), "W3": (0.86, 0.96), "W4": (0.74, 0.92)}  # radius of 2015 as a share of that of 2023
 
 # %% ../../nbs/reference/12d_lab_settlements.ipynb #e2b7c35d
@@ -408,7 +408,7 @@ def roofs(zone: str, use: str, key: np.ndarray) -> np.ndarray:
     w[5] = 1 if use == "house" else 0
     return 1 + _pick(np.broadcast_to(w * ZONE_ROOFS[zone], (len(key), 6)), stream(key, "roof"))
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #8b0bb058
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #8dc7aa64
 @dataclass
 class Rects:
     "Rectangles to become polygons."
@@ -426,9 +426,8 @@ class Rects:
 
 def _rects(b: Blocks, i: np.ndarray, box: np.ndarray, code: np.ndarray | int, key: np.ndarray, built: np.ndarray, kind: str, layer: int, tag: str,
            height: np.ndarray | float = 0.0, notch: np.ndarray | None = None) -> Rects:
-    n = len(i)
     ok = (box[:, 2] - box[:, 0] > 1.5) & (box[:, 3] - box[:, 1] > 1.5)
-    full = lambda v, t: np.broadcast_to(np.asarray(v, t), (n,))[ok]  # noqa: E731
+    full = lambda v, t: np.asarray(v, t)[ok] if np.ndim(v) else np.full(ok.sum(), v, t)  # noqa: E731
     return Rects(b.town[i][ok], box[ok], full(code, np.uint8), key[ok], full(built, int), full(height, float),
                  np.zeros((ok.sum(), 2)) if notch is None else notch[ok], kind, layer, full(tag, object))
 
@@ -608,7 +607,7 @@ def trees(f: Frame, st: dict[str, np.ndarray], b: Blocks, use: np.ndarray, built
     code = np.where(stream(key, "needle") < 0.12, CODE["tree_needle"], CODE["tree_broadleaf"])
     return shapes(np.stack(f.to_plane(town, u, v), -1)[:, None], "tree", code, 50, key, geom=DISC, width=size, built=year, height=1.3 * size, tag="tree")
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #643b6c6c
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #6426bb50
 def _polygons(f: Frame, r: Rects) -> Shapes:
     "Rectangles and Ls on the plane."
     u0, v0, u1, v1 = r.box.T
@@ -639,8 +638,7 @@ def _in_the_way(s: Shapes, roads: Shapes) -> np.ndarray:
     a = np.concatenate([np.arange(roads.start[k], roads.start[k + 1] - 1) for k in i])
     half = np.repeat(roads.width[i] / 2, np.diff(roads.start)[i] - 1)
     segs = np.column_stack([roads.xy[a], roads.xy[a + 1], half])
-    out = np.empty(len(s.xy))
-    segment_distance(s.xy[:, 0].copy(), s.xy[:, 1].copy(), segs, 2.0, out)
+    out = line_distance(s.xy[:, 0], s.xy[:, 1], segs, 2.0)
     return np.minimum.reduceat(out, s.start[:-1]) < 1.0
 
 # %% ../../nbs/reference/12d_lab_settlements.ipynb #53f83297

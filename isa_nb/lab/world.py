@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'KEPT', 'Piece', 'STRIP', 'Chunk', 'fine_steps', 'World', 'pieces', 'in_threads', 'for_geobox']
 
-# %% ../../nbs/reference/12_lab_world.ipynb #7ead9820
+# %% ../../nbs/reference/12_lab_world.ipynb #36fd7a06
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,13 +16,12 @@ import geopandas as gpd
 import numpy as np
 import shapely
 import xarray as xr
-from affine import Affine
 from numba import njit
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import point
 from pyproj import Transformer
 
-from ..core import RequestError, raster, utm_crs
+from ..core import raster, utm_crs
 from .fields import CODE, DISC, ISA_LUT, KINDS, LC_LUT, LINE, SURFACES, concat, draw, take, within  # noqa: F401
 from .land import PLACES, STUDY, Plane, districts, land, terrain, tracks, water  # noqa: F401
 from .settlements import LEVELS, settled, settlements
