@@ -149,7 +149,7 @@ def same_grid(*rasters: xr.DataArray | GeoBox,  # two or more rasters or grids
             raise DataError(f"{names[0]} and {name} are on different grids: {_grid_text(first)} against {_grid_text(box)}; align them first (drivers.align)")
     return first
 
-# %% ../nbs/reference/00_core.ipynb #eac945ac
+# %% ../nbs/reference/00_core.ipynb #865b153e
 def raster(values: np.ndarray,  # (y, x) or (band, y, x)
            geobox: GeoBox,  # its grid
            name: str,  # short name, used in messages and files
@@ -161,7 +161,7 @@ def raster(values: np.ndarray,  # (y, x) or (band, y, x)
         raise DataError(f"array of shape {values.shape} does not fit the grid {_grid_text(geobox)}")
     dims = ("band", "y", "x")[-values.ndim:]
     da = xr.DataArray(values, coords=xr_coords(geobox, dims=("y", "x")), dims=dims, name=name, attrs=attrs)
-    return da.rio.write_nodata(nodata) if nodata is not None else da
+    return da.rio.write_nodata(nodata, inplace=True) if nodata is not None else da
 
 # %% ../nbs/reference/00_core.ipynb #5454548e
 def rng(seed: int,  # seed of the run
