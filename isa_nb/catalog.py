@@ -324,7 +324,7 @@ def grid(self: Catalog,
         raise RequestError(f"area {area!r} is not understood: give a name, a bounding box (west, south, east, north) in degrees, or a GeoBox")
     return area_geobox(tuple(area), resolution or 16)
 
-# %% ../nbs/reference/10_catalog.ipynb #47f039f8
+# %% ../nbs/reference/10_catalog.ipynb #a7d8cc04
 def _fill(s: Source) -> float | None:
     "A code for what lies outside a class file that declares no nodata."
     if s.kind not in CLASS_KINDS:
@@ -343,12 +343,12 @@ def _scaled(s: Source, da: xr.DataArray) -> xr.DataArray:
 
 
 def _about(s: Source, year: int | None, seed: int) -> dict[str, Any]:
-    said = {"source": s.name, "title": s.title, "year": year, "licence": s.licence, "citation": s.citation, "unit": s.unit, "simulated": s.simulated}
+    said = {"source": s.name, "title": s.title, "year": year, "licence": s.licence, "citation": s.citation, "unit": s.unit, "resolution": s.metres, "simulated": s.simulated}
     if s.simulated:
         said["seed"] = seed
     return {k: v for k, v in said.items() if v is not None and v != ""}
 
-# %% ../nbs/reference/10_catalog.ipynb #91f7ecab
+# %% ../nbs/reference/10_catalog.ipynb #e0ecb3a4
 @patch
 def open(self: Catalog,
          name: str,  # a source
@@ -358,7 +358,7 @@ def open(self: Catalog,
          seed: int = 0,  # of the simulated world
          resolution: float | None = None,  # metres, where `area` is not a GeoBox
          size: float | None = None,  # metres: a square around the area's centre
-         ) -> xr.DataArray | gpd.GeoDataFrame:  # on the asked grid; attrs source, title, year, licence, citation, simulated
+         ) -> xr.DataArray | gpd.GeoDataFrame:  # on the asked grid; attrs source, title, year, licence, citation, resolution (native, metres), simulated
     "Open a source on a grid."
     s = self.source(name)
     if s.access.driver not in DRIVERS:

@@ -65,10 +65,10 @@ def check_resampling(kind: str,  # kind of the source
         raise RequestError(f"resampling {resampling!r} does not fit {name}, which {why}: use {', '.join(allowed)}")
     return resampling
 
-# %% ../nbs/reference/11_drivers.ipynb #d73f9e6a
-OSM_COLUMNS = ("layer", "fclass", "code", "osm_id")
+# %% ../nbs/reference/11_drivers.ipynb #066c5747
+OSM_COLUMNS = ("layer", "fclass", "code", "osm_id", "tunnel")
 
-# %% ../nbs/reference/11_drivers.ipynb #df5e909f
+# %% ../nbs/reference/11_drivers.ipynb #4b05c5a9
 def is_osm(path: Path,  # a file or folder
            ) -> bool:  # True for .osm.pbf and for Geofabrik's layers
     "Whether a path is an OpenStreetMap extract."
@@ -85,7 +85,7 @@ def is_osm(path: Path,  # a file or folder
 def osm_table(layers: dict[str, gpd.GeoDataFrame],  # layer name -> features in EPSG:4326
               geobox: GeoBox | None,  # cut to its bounds, in its CRS
               problems: Iterable[str] = (),  # one line each
-              ) -> gpd.GeoDataFrame:  # layer, fclass, code, osm_id, geometry
+              ) -> gpd.GeoDataFrame:  # layer, fclass, code, osm_id, tunnel (where the extract has it), geometry
     "The layers of an OSM extract as one table."
     parts = [to_grid(g, geobox).assign(layer=name) for name, g in layers.items() if len(g)]
     parts = [p for p in parts if len(p)]

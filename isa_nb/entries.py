@@ -169,7 +169,7 @@ def _check_crs(text: str | None) -> str | None:
         raise ValueError(f"{text!r} is not a CRS: write for instance EPSG:4326")
     return text
 
-# %% ../nbs/reference/10a_entries.ipynb #8c53b406
+# %% ../nbs/reference/10a_entries.ipynb #82748358
 class Source(_Entry):
     "One source of data: what it is, whose it is, what its values mean and how it is reached."
     title: str = Field(min_length=3)
@@ -206,6 +206,10 @@ class Source(_Entry):
     @property
     def legend(self) -> dict[int, Code]:  # code -> meaning; empty where there is none
         return self._legend
+
+    @property
+    def metres(self) -> float | None:  # pixel side on the ground; None: not known
+        return self.resolution and self.resolution * (111_320 if self.crs and ProjCRS.from_user_input(self.crs).is_geographic else 1)
 
     _crs_ok = field_validator("crs")(_check_crs)
 

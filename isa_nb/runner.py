@@ -22,9 +22,9 @@ from jupyter_client.manager import AsyncKernelManager
 
 from .core import DataError, IsaError, sha256, write_text
 
-# %% ../nbs/reference/72_runner.ipynb #02677321
+# %% ../nbs/reference/72_runner.ipynb #987b9045
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS", "GDAL_NUM_THREADS")
-SAME_BYTES = {"PYTHONHASHSEED": "0",  # order of sets
+SAME_BYTES = {"PYTHONHASHSEED": "0", "ISA_INTERACTIVE": "0",  # order of sets
               "OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z",  # "last change" in a GeoPackage
               "SOURCE_DATE_EPOCH": "946684800"}  # dates in pictures and archives
 
