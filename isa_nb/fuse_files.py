@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'WINDOW', 'PERCENT_NODATA', 'LAYERS', 'FileProduct', 'recoding', 'Opened', 'opened', 'Reader', 'Layer',
            'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
-# %% ../nbs/reference/32_fuse_files.ipynb #f976ca4b
+# %% ../nbs/reference/32_fuse_files.ipynb #ad389de9
 import contextlib
 import json
 import threading
@@ -26,9 +26,9 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, RequestError, atomic_path, provenance,
+from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, UNCERTAIN, DataError, RequestError, atomic_path, provenance,
                          sha256, unknown, write_json)
-from .drivers import TOLERANCE, Mosaic, look_at
+from .drivers import TOLERANCE, Mosaic, check_resampling, look_at
 from .fusion import Settlement, decide, stage_counts, state
 from .votes import GRADED, OUTPUTS, PLAIN, WRONG, Histogram, Table, counted, lookup_flat, named, shade, threads_of, vote_dtype
 
@@ -101,10 +101,10 @@ def opened(name: str,  # of the product
     facts = {"resolution": product.resolution or getattr(source, "resolution", None), "year": product.year or getattr(source, "year", None), "citation": product.citation or getattr(source, "citation", None), "simulated": bool(getattr(source, "simulated", False))}
     return Opened(name, m, table, void, facts)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #42198549
+# %% ../nbs/reference/32_fuse_files.ipynb #1e7fcabc
 def _shift(src: rasterio.DatasetReader, box: GeoBox) -> tuple[int, int] | None:
     "Row and column of the grid's corner in a file, if their pixels coincide."
-    t = ~src.transform * box.affine
+    t = ~src.transform @ box.affine
     far = max(box.shape.yx)
     if src.crs is None or box.crs != src.crs.to_wkt() or any(abs(v) * far > 1e-2 for v in (t.a - 1, t.e - 1, t.b, t.d)) or max(abs(t.c - round(t.c)), abs(t.f - round(t.f))) > 1e-2:
         return None
@@ -194,7 +194,7 @@ LAYERS = {"label": Layer("ISA label: 0 pervious, 1 impervious, 2 uncertain", NOD
           "rule": Layer("what set the label: 1 agreement, 2 OSM impervious, 3 OSM pervious, 4 posterior, 5 left uncertain", RULE_NODATA, _rgb(RULE_COLOURS)),
           "confidence": Layer("confidence of the label, percent", PERCENT_NODATA, scale=0.01)}
 
-# %% ../nbs/reference/32_fuse_files.ipynb #c8fc9a26
+# %% ../nbs/reference/32_fuse_files.ipynb #070b5239
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     "A second temporary name beside a temporary file, gone at the end."
@@ -203,6 +203,20 @@ def _beside(path: Path) -> Iterator[Path]:
         yield spare
     finally:
         spare.unlink(missing_ok=True)
+
+
+def _check_written(path: Path, place: Path) -> None:
+    "GDAL only mumbles when a disk is full, so look whether every block of the file is there."
+    end, problem = path.stat().st_size, DataError(f"cannot write {place}: the file system took only a part of it; free some space or choose another folder")
+    try:
+        with rasterio.open(path) as src:
+            rows, cols = -(-src.height // src.block_shapes[0][0]), -(-src.width // src.block_shapes[0][1])
+            for at in (f"{x}_{y}" for y in range(rows) for x in range(cols)):
+                offset, size = (src.get_tag_item(f"BLOCK_{k}_{at}", "TIFF", bidx=1) for k in ("OFFSET", "SIZE"))
+                if offset is None or int(offset) + int(size) > end:
+                    raise problem
+    except RasterioError:
+        raise problem from None
 
 
 @contextlib.contextmanager
@@ -225,8 +239,10 @@ def writing(path: Path,  # the file to be made
             if style.colours:
                 dst.write_colormap(1, style.colours)
             yield dst
+        _check_written(plain, path)
         if cog:
             rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling="nearest", **compress)
+            _check_written(final, path)
 
 # %% ../nbs/reference/32_fuse_files.ipynb #7e6bf6cc
 def _unknown_codes(product: Opened, codes: np.ndarray, w: Window) -> DataError:
@@ -388,7 +404,7 @@ def apply_windows(windows: Windows,  # products and OSM
             writers[name].write(values, 1, window=w)
     return rows
 
-# %% ../nbs/reference/32_fuse_files.ipynb #893ec340
+# %% ../nbs/reference/32_fuse_files.ipynb #5a4afc6b
 @contextlib.contextmanager
 def _folder(out: Path, overwrite: bool) -> Iterator[None]:
     "Hold the output folder."
@@ -409,11 +425,16 @@ def _folder(out: Path, overwrite: bool) -> Iterator[None]:
         for left in (f for k in OUTPUTS for f in out.glob(f".{k}-*.tif")):
             left.unlink(missing_ok=True)
         yield
+    except BaseException:
+        if not (out / "fusion.json").exists():  # no file without its fellows
+            for k in OUTPUTS:
+                (out / f"{k}.tif").unlink(missing_ok=True)
+        raise
     finally:
         lock.release()
         (out / ".fusion.lock").unlink(missing_ok=True)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #2270636f
+# %% ../nbs/reference/32_fuse_files.ipynb #98bcb6c7
 def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files or `FileProduct`s by name
                out: str | Path,  # folder for label.tif, votes.tif, rule.tif, confidence.tif and fusion.json
                osm: Any = None,  # layers or a file of them, or a mask on disk (bit 0 impervious, bit 1 pervious)
@@ -435,6 +456,7 @@ def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files
         raise unknown("output", wrong[0], OUTPUTS)
     if rule not in ("paper", "posterior"):
         raise unknown("rule", rule, ("paper", "posterior"))
+    check_resampling("classes", resampling, "a product")
     settlement = Settlement(**choices)
     with rasterio.Env(GDAL_CACHEMAX=64):
         items = list(named(products).items())

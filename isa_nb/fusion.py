@@ -149,7 +149,7 @@ def lineage(products: Mapping[str, xr.DataArray],  # with attrs year, citation, 
     return {"products": list(products), "years": [str(a.get("year") or "unknown") for a in every[:-1]],
             "citation": [str(a.get("citation") or "unknown") for a in every[:-1]], "simulated": any(bool(a.get("simulated")) for a in every)}
 
-# %% ../nbs/reference/30_fusion.ipynb #df200caf
+# %% ../nbs/reference/30_fusion.ipynb #d929809c
 def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
                box: GeoBox,  # their grid
                attrs: Mapping[str, Any],  # of the dataset
@@ -157,8 +157,9 @@ def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
     "Rasters of `lookup` as a georeferenced dataset."
     nodata = {"label": NODATA, "votes": 0, "rule": RULE_NODATA, "confidence": np.nan}
     titles = {"label": "ISA label", "votes": "who voted what", "rule": "what set the label", "confidence": "confidence of the label"}
-    extra = {"simulated": attrs["simulated"]}
-    return xr.Dataset({k: raster(v, box, k, nodata[k], long_name=titles[k], **extra) for k, v in out.items()}, attrs=dict(attrs))
+    blank = raster(next(iter(out.values())), box, "label")
+    layer = lambda k, v: blank.copy(deep=False, data=v).rename(k).assign_attrs(long_name=titles[k], simulated=attrs["simulated"]).rio.write_nodata(nodata[k], inplace=True)  # noqa: E731
+    return xr.Dataset({k: layer(k, v) for k, v in out.items()}, attrs=dict(attrs))
 
 # %% ../nbs/reference/30_fusion.ipynb #591456f1
 def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray]],  # 0/1/255 rasters (y, x) on one grid, or finer by whole numbers

@@ -151,30 +151,26 @@ PLAIN[[PERVIOUS, IMPERVIOUS, NODATA]] = PERVIOUS, IMPERVIOUS, NODATA
 GRADED = PLAIN.copy()  # the same for one that may be mixed
 GRADED[[SOME, MOST]] = SOME, MOST
 
-# %% ../nbs/reference/29_votes.ipynb #f4d28882
+# %% ../nbs/reference/29_votes.ipynb #40a734e7
 def ballots(legends: np.ndarray,  # (n, 256) uint8: 0, 1, SOME, MOST, 255 or WRONG for every pixel value of every product
             wide: bool = False,  # 64-bit codes instead of 32
-            ) -> np.ndarray:  # (n + 1, 256): bits that a pixel value adds to the code; last row: of the OSM mask
-    "The ballots of products and of OSM."
+            ) -> np.ndarray:  # (n, 256): bits that a pixel value adds to the code
+    "The ballots of products."
     n, kind = len(legends), np.uint64 if wide else np.uint32
     wrong = kind(1) << kind(63 if wide else 31)
     yes, valid, mixed = (np.array([1 << (j + k) for j in range(n)], kind)[:, None] for k in (0, n, 2 * n + 2))
     known = [legends == code for code in (PERVIOUS, IMPERVIOUS, SOME, MOST, NODATA)]
-    votes = np.select(known, [valid, valid | yes, valid | mixed, valid | yes | mixed, kind(0)], wrong)
-    osm = np.full(256, wrong, kind)
-    osm[:4] = np.arange(4) << 2 * n
-    return np.vstack([votes, osm[None]])
+    return np.select(known, [valid, valid | yes, valid | mixed, valid | yes | mixed, kind(0)], wrong)
 
 # %% ../nbs/reference/29_votes.ipynb #f0b9058b
 PIECE = 4096
 
-# %% ../nbs/reference/29_votes.ipynb #e4441db7
+# %% ../nbs/reference/29_votes.ipynb #13ab0a27
 @njit(cache=True, nogil=True)
-def _encode(stack, osm, ballots, a, b, code):
-    "Codes of pixels a..b into code[:b-a]; returns whether a value was out of range."
-    n = stack.shape[0]
+def _tally(stack, ballots, a, b, code):
+    "Ballots of pixels a..b of all products into code[:b-a]; returns whether a value was out of range."
     seen = code.dtype.type(0)
-    for j in range(n):
+    for j in range(stack.shape[0]):
         values, ballot = stack[j], ballots[j]
         if j == 0:
             for i in range(b - a):
@@ -182,13 +178,50 @@ def _encode(stack, osm, ballots, a, b, code):
         else:
             for i in range(b - a):
                 code[i] |= ballot[values[a + i]]
-    if osm.size:
-        ballot = ballots[n]
-        for i in range(b - a):
-            code[i] |= ballot[osm[a + i]]
     for i in range(b - a):
         seen |= code[i]
     return seen >> code.dtype.type(8 * code.itemsize - 1) > 0
+
+
+@njit(cache=True, nogil=True)
+def _compare(stack, a, b, code, planes):
+    "The same for products of plain 0, 1 and 255."
+    n, m, none, wrong = stack.shape[0], b - a, np.uint8(0), np.uint8(0)
+    yes, valid, odd = planes[0, :m], planes[1, :m], planes[2, :m]
+    for g in range(0, n, 8):
+        planes[:, :m] = 0
+        for j in range(g, min(n, g + 8)):
+            v, bit = stack[j, a:b], np.uint8(1 << (j - g))
+            for i in range(m):
+                yes[i] |= bit if v[i] == 1 else none
+            for i in range(m):
+                valid[i] |= bit if v[i] != 255 else none
+            for i in range(m):
+                odd[i] |= bit if np.uint8(v[i] - np.uint8(2)) < 253 else none  # 2..254
+        for i in range(m):
+            wrong |= odd[i]
+        low, high = code.dtype.type(g), code.dtype.type(n + g)
+        if g == 0:
+            for i in range(m):
+                code[i] = code.dtype.type(yes[i]) | code.dtype.type(valid[i]) << high
+        else:
+            for i in range(m):
+                code[i] |= code.dtype.type(yes[i]) << low | code.dtype.type(valid[i]) << high
+    return wrong > 0
+
+
+@njit(cache=True, nogil=True)
+def _encode(stack, osm, ballots, plain, a, b, code, planes):
+    "Codes of pixels a..b into code[:b-a]; returns whether a value was out of range."
+    bad = _compare(stack, a, b, code, planes) if plain else _tally(stack, ballots, a, b, code)
+    if osm.size:
+        says, place, most = osm[a:b], code.dtype.type(2 * stack.shape[0]), np.uint8(0)
+        for i in range(b - a):
+            code[i] |= code.dtype.type(says[i]) << place
+        for i in range(b - a):
+            most = max(most, says[i])
+        bad |= most > 3
+    return bad
 
 # %% ../nbs/reference/29_votes.ipynb #0cc8aea9
 DIRECT_BITS = 18
@@ -228,38 +261,50 @@ def _runs(code, n, rows):
             last, run = code[i], 1
     rows[last] += run
 
-# %% ../nbs/reference/29_votes.ipynb #3eb32705
+# %% ../nbs/reference/29_votes.ipynb #e2884eb7
 @njit(cache=True, nogil=True)
-def _apply(stack, osm, ballots, code, keys, slots, shift, tables, label, votes, rule, confidence, rows):
+def _write(code, n, column, out, a):
+    "out[a:a+n] = column[code[:n]]."
+    for s in range(0, n, 32):
+        e, first, differs = min(n, s + 32), code[s], code.dtype.type(0)
+        for i in range(s, e):
+            differs |= code[i] ^ first
+        if differs:
+            for i in range(s, e):
+                out[a + i] = column[code[i]]
+        else:
+            value = column[first]
+            for i in range(s, e):
+                out[a + i] = value
+
+
+@njit(cache=True, nogil=True)
+def _apply(stack, osm, ballots, plain, code, keys, slots, shift, columns, label, votes, rule, confidence, rows):
     "Look up every pixel and count the rows it finds; returns whether a value was out of range."
-    labels, rules, confidences = tables
-    m, low = stack.shape[1], code.dtype.type(0)
+    m, low, planes = stack.shape[1], code.dtype.type(0), np.empty((3, code.size), np.uint8)
     for _ in range(2 * stack.shape[0]):
         low = (low << code.dtype.type(1)) | code.dtype.type(1)
     for a in range(0, m, code.size):
-        b = min(m, a + code.size)
-        if _encode(stack, osm, ballots, a, b, code):
+        n = min(m - a, code.size)
+        if _encode(stack, osm, ballots, plain, a, a + n, code, planes):
             return True
         if votes.size:
-            for i in range(b - a):
+            for i in range(n):
                 votes[a + i] = code[i] & low
         if keys.size:
-            for i in range(b - a):
+            for i in range(n):
                 code[i] = _find(keys, slots, shift, code[i])
         if rows.size:
-            _runs(code, b - a, rows)
+            _runs(code, n, rows)
         if label.size:
-            for i in range(b - a):
-                label[a + i] = labels[code[i]]
+            _write(code, n, columns[0], label, a)
         if rule.size:
-            for i in range(b - a):
-                rule[a + i] = rules[code[i]]
+            _write(code, n, columns[1], rule, a)
         if confidence.size:
-            for i in range(b - a):
-                confidence[a + i] = confidences[code[i]]
+            _write(code, n, columns[2], confidence, a)
     return False
 
-# %% ../nbs/reference/29_votes.ipynb #67f31dcf
+# %% ../nbs/reference/29_votes.ipynb #24f2ec40
 def code_bits(legends: np.ndarray,  # (n, 256) recoding tables
               ) -> int:  # bits of a joint vote code
     "How long a code can get: mixed bits count only where a product may be mixed."
@@ -276,7 +321,8 @@ class Table:
     slots: np.ndarray  # int64 row of each key, 0 where free
     shift: np.uint64  # how many bits of the hash to drop
     codes: np.ndarray  # uint64 code of every row
-    ballots: np.ndarray  # (n + 1, 256) see `ballots`
+    ballots: np.ndarray  # (n, 256) see `ballots`
+    plain: bool  # the products hold 0, 1 and 255
 
     @property
     def scratch(self) -> np.ndarray:  # room for the codes of one piece
@@ -300,7 +346,7 @@ class Table:
             keys, slots, shift = np.zeros(size, np.uint64), np.zeros(size, np.int64), np.uint64(65 - size.bit_length())
             _hashed(codes, keys, slots, shift)
             codes = np.concatenate([np.zeros(1, np.uint64), codes])
-        return cls(n, outcomes(codes), keys, slots, shift, codes, ballots(legends, keys.size > 0))
+        return cls(n, outcomes(codes), keys, slots, shift, codes, ballots(legends, keys.size > 0), bool((legends == PLAIN).all()))
 
 # %% ../nbs/reference/29_votes.ipynb #b910ceda
 def threads_of(threads: int | None = None,  # asked for
@@ -331,7 +377,7 @@ def in_chunks(arrays: list[np.ndarray],  # n uint8 rasters (y, x)
     with ThreadPoolExecutor(threads_of(threads)) as pool:
         return list(pool.map(one, range(0, height, step)))
 
-# %% ../nbs/reference/29_votes.ipynb #459f20bb
+# %% ../nbs/reference/29_votes.ipynb #731b776c
 OUTPUTS = ("label", "votes", "rule", "confidence")
 
 
@@ -346,7 +392,7 @@ def lookup_flat(table: Table,  # outcomes by code
     dtypes = dict(label=np.uint8, votes=vote_dtype(table.n), rule=np.uint8, confidence=table.columns[2].dtype)
     out = out or {k: np.empty(stack.shape[1], dtypes[k]) for k in only}
     full = [out.get(k, np.empty(0, d)) for k, d in dtypes.items()]
-    if _apply(stack, osm, table.ballots, table.scratch, table.keys, table.slots, table.shift, table.columns, *full, rows):
+    if _apply(stack, osm, table.ballots, table.plain, table.scratch, table.keys, table.slots, table.shift, table.columns, *full, rows):
         raise ValueError("value out of range")
     return out
 
@@ -409,14 +455,14 @@ class Histogram:
         new = np.flatnonzero(np.r_[True, (np.diff(block) != 0) | (code[1:] != code[:-1])]) if block.size else block
         return cls(parts[0].names, block[new], code[new], np.add.reduceat(count, new) if block.size else count)
 
-# %% ../nbs/reference/29_votes.ipynb #b4de9cd6
+# %% ../nbs/reference/29_votes.ipynb #1b4998b1
 @njit(cache=True, nogil=True)
-def _count(stack, osm, ballots, code, hist):
+def _count(stack, osm, ballots, plain, code, hist):
     "Add the codes of flat pixels to a direct histogram; returns whether a value was out of range."
-    m = stack.shape[1]
+    m, planes = stack.shape[1], np.empty((3, code.size), np.uint8)
     for a in range(0, m, code.size):
         b = min(m, a + code.size)
-        if _encode(stack, osm, ballots, a, b, code):
+        if _encode(stack, osm, ballots, plain, a, b, code, planes):
             return True
         _runs(code, b - a, hist)
     return False
@@ -429,14 +475,14 @@ def counted(stack: np.ndarray,  # (n, pixels) uint8 values of the products
     "Count the codes of flat pixels; a `ValueError` where a value is out of range."
     legends = np.broadcast_to(PLAIN, (len(stack), 256)) if legends is None else legends
     bits = code_bits(legends)
-    votes = ballots(legends, bits > DIRECT_BITS)
+    votes, plain = ballots(legends, bits > DIRECT_BITS), bool((legends == PLAIN).all())
     if bits > DIRECT_BITS:
         code = np.empty(stack.shape[1], np.uint64)
-        bad = _encode(stack, osm, votes, 0, code.size, code)
+        bad = _encode(stack, osm, votes, plain, 0, code.size, code, np.empty((3, code.size), np.uint8))
         found, count = np.unique(code, return_counts=True)
     else:
         hist = np.zeros(1 << bits, np.int64)
-        bad = _count(stack, osm, votes, np.empty(PIECE, np.uint32), hist)
+        bad = _count(stack, osm, votes, plain, np.empty(PIECE, np.uint32), hist)
         found = np.flatnonzero(hist).astype(np.uint64)
         count = hist[found]
     if bad:
