@@ -47,23 +47,33 @@ def test_windows_across_the_border_of_a_chunk(r, c, n, zone):
     np.testing.assert_array_equal(w.truth(whole[r:r + n, c:c + n]).values, w.truth(whole).values[r:r + n, c:c + n])
 
 
-def test_no_seams_between_chunks():
-    "Objects that cross the border of two chunks are made by both in the same way."
-    w = WORLDS["W3"]
-    i, j = (int(v // CHUNK) for v in w.plane.pins[0])
-    a, b = w.chunk(i, j).shapes, w.chunk(i + 1, j).shapes
-    edge = (i + 1) * CHUNK
-    top, bottom = (j + 1) * CHUNK, j * CHUNK
-    crossing = []
-    for s in (a, b):
+def across(w: World, i: int, j: int, vertical: bool) -> list[set]:
+    "Objects that cross the border of two neighbouring chunks (and only that one), as each of the two made them."
+    pair = [w.chunk(i, j).shapes, w.chunk(i, j + 1).shapes if vertical else w.chunk(i + 1, j).shapes]
+    along, over = (0, 1) if vertical else (1, 0)
+    edge, lo = ((j + 1) * CHUNK, i * CHUNK) if vertical else ((i + 1) * CHUNK, j * CHUNK)
+    out = []
+    for s in pair:
         e = extents(s)
-        q = take(s, (e[:, 0] < edge - 1) & (e[:, 2] > edge + 1) & (e[:, 1] > bottom + 1) & (e[:, 3] < top - 1))
-        crossing.append({(int(q.key[k]), int(q.kind[k]), int(q.layer[k]), *np.round(q.xy[q.start[k]], 3)) for k in range(len(q))})
-    assert len(crossing[0]) > 50
-    assert crossing[0] == crossing[1]
-    ta, tb = w.chunk(i, j).terrain, w.chunk(i + 1, j).terrain
-    np.testing.assert_allclose(ta.height[:, -3:], tb.height[:, :3], atol=1e-6)
-    np.testing.assert_allclose(ta.moist[:, -3:], tb.moist[:, :3], atol=1e-6)
+        q = take(s, (e[:, over] < edge - 1) & (e[:, over + 2] > edge + 1) & (e[:, along] > lo + 1) & (e[:, along + 2] < lo + CHUNK - 1))
+        out.append({(int(q.key[k]), int(q.kind[k]), int(q.layer[k]), int(q.code[k]), int(q.built[k]), *np.round(q.xy[q.start[k]], 3)) for k in range(len(q))})
+    return out
+
+
+@pytest.mark.parametrize("zone", STUDY)
+def test_no_seams_between_chunks(zone):
+    "Objects that cross the border of two chunks are made by both in the same way."
+    w = WORLDS[zone]
+    i, j = (int(v // CHUNK) for v in w.plane.pins[0])
+    found = 0
+    for di, dj, vertical in ((-1, 0, False), (0, 0, True), (3, 2, False), (-4, 3, True)):
+        one, other = across(w, i + di, j + dj, vertical)
+        assert one == other, f"{zone}: {len(one ^ other)} objects differ at {di, dj}"
+        found += len(one)
+    assert found > 5
+    a, b = w.chunk(i, j).terrain, w.chunk(i + 1, j).terrain
+    for name in ("height", "moist", "river", "hill"):
+        np.testing.assert_allclose(getattr(a, name)[:, -3:], getattr(b, name)[:, :3], atol=1e-6)
 
 
 def test_same_bytes_in_another_process():

@@ -6,7 +6,7 @@
 __all__ = ['BANDS', 'LIBRARY', 'SOIL', 'SEASON', 'ALWAYS_GREEN', 'SKY', 'REACH', 'SENSORS', 'Palette', 'palette', 'shadows',
            'hillshade', 'scene', 'Sensor', 'native_grid', 'image']
 
-# %% ../../nbs/reference/13_lab_sensors.ipynb #177a5d70
+# %% ../../nbs/reference/13_lab_sensors.ipynb #7129302b
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..core import raster, unknown
 from .fields import CODE, _mix, fbm, gnoise, make_key, noise, stream
-from .land import _bilinear
+from .cover import _bilinear
 from .world import CHUNK, World, for_geobox, in_threads, pieces
 
 # %% ../../nbs/reference/13_lab_sensors.ipynb #02a743ca

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'KEPT', 'Piece', 'STRIP', 'Chunk', 'fine_steps', 'World', 'pieces', 'in_threads', 'for_geobox']
 
-# %% ../../nbs/reference/12_lab_world.ipynb #36fd7a06
+# %% ../../nbs/reference/12_lab_world.ipynb #7d0ee9bd
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,8 +23,10 @@ from pyproj import Transformer
 
 from ..core import raster, utm_crs
 from .fields import CODE, DISC, ISA_LUT, KINDS, LC_LUT, LINE, SURFACES, concat, draw, take, within  # noqa: F401
-from .land import PLACES, STUDY, Plane, districts, land, terrain, tracks, water  # noqa: F401
-from .settlements import LEVELS, settled, settlements
+from .cover import districts, land, tracks
+from .land import PLACES, STUDY, Plane, terrain, water  # noqa: F401
+from .settlements import LEVELS, settlements
+from .towns import settled
 
 # %% ../../nbs/reference/12_lab_world.ipynb #58e5c676
 CHUNK, KEPT = 4096.0, 48
