@@ -149,7 +149,7 @@ def lineage(products: Mapping[str, xr.DataArray],  # with attrs year, citation, 
     return {"products": list(products), "years": [str(a.get("year") or "unknown") for a in every[:-1]],
             "citation": [str(a.get("citation") or "unknown") for a in every[:-1]], "simulated": any(bool(a.get("simulated")) for a in every)}
 
-# %% ../nbs/reference/30_fusion.ipynb #d929809c
+# %% ../nbs/reference/30_fusion.ipynb #e2a5b5ce
 def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
                box: GeoBox,  # their grid
                attrs: Mapping[str, Any],  # of the dataset
@@ -158,8 +158,8 @@ def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
     nodata = {"label": NODATA, "votes": 0, "rule": RULE_NODATA, "confidence": np.nan}
     titles = {"label": "ISA label", "votes": "who voted what", "rule": "what set the label", "confidence": "confidence of the label"}
     blank = raster(next(iter(out.values())), box, "label")
-    layer = lambda k, v: blank.copy(deep=False, data=v).rename(k).assign_attrs(long_name=titles[k], simulated=attrs["simulated"]).rio.write_nodata(nodata[k], inplace=True)  # noqa: E731
-    return xr.Dataset({k: layer(k, v) for k, v in out.items()}, attrs=dict(attrs))
+    layers = {k: (blank.dims, v, {"long_name": titles[k], "simulated": attrs["simulated"], "_FillValue": v.dtype.type(nodata[k])}) for k, v in out.items()}
+    return xr.Dataset(layers, coords=blank.coords, attrs=dict(attrs))
 
 # %% ../nbs/reference/30_fusion.ipynb #591456f1
 def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray]],  # 0/1/255 rasters (y, x) on one grid, or finer by whole numbers

@@ -1,0 +1,111 @@
+"Fusing three 20,000 x 20,000 GeoTIFFs in their own legends into a label, against gdal_calc.py; whole processes, wall time and peak memory.  python benchmarks/bench_fuse_files.py [--side N] [--json FILE]"
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+from scipy.ndimage import gaussian_filter
+
+LEGENDS = {"gisa": {v: int(v > 0) for v in range(38)} | {255: 255}, "glc": {**dict.fromkeys((210, 60, 20, 10, 130, 71, 200), 0), 190: 1, 250: 255}, "esa": {**dict.fromkeys((80, 10, 40, 30, 20, 60), 0), 50: 1, 0: 255}}
+NODATA = {"gisa": 255, "glc": 250, "esa": 0}
+CALC = "where((A==255)|(B==250)|(C==0),255,where((A>0)&(B==190)&(C==50),1,where((A==0)&(B!=190)&(C!=50),0,2)))"
+
+
+def make(folder: Path, side: int) -> dict[str, Path]:
+    "Patches of land cover at several scales with ragged edges: products that agree on about nine pixels in ten (made-up data)."
+    draw = np.random.default_rng(0)
+
+    def field(n: int) -> np.ndarray:
+        f = gaussian_filter(draw.standard_normal((n, n)).astype(np.float32), 1.2, mode="wrap")
+        return f / f.std()
+
+    parts = lambda *scales: [(field(-(-side // k)), k, w) for k, w in scales]  # noqa: E731
+    town, cover, own = parts((64, 1.0), (8, 0.7), (2, 0.35)), parts((32, 1.0), (4, 0.6)), {k: parts((16, 0.3), (2, w)) for k, w in (("gisa", 0.2), ("glc", 0.45), ("esa", 0.3))}
+    profile = dict(driver="GTiff", height=side, width=side, count=1, dtype="uint8", crs="EPSG:32650", transform=from_origin(300000, 4500000, 16, 16), tiled=True, blockxsize=512, blockysize=512,
+                   compress="deflate", num_threads="ALL_CPUS")
+    paths = {k: folder / f"{k}.tif" for k in LEGENDS}
+    files = {k: rasterio.open(p, "w", **profile, nodata=NODATA[k]) for k, p in paths.items()}
+    edges, classes = [-1.6, -0.9, -0.3, 0.2, 0.7, 1.3], {"glc": [210, 60, 20, 10, 130, 71, 200], "esa": [80, 10, 40, 40, 30, 20, 60]}
+    for y in range(0, side, 1000):
+        rows = np.arange(y, min(side, y + 1000))
+        add = lambda fields, rows=rows: sum(w * f[rows // k][:, np.arange(side) // k] for f, k, w in fields)  # noqa: E731
+        built, kind = add(town), add(cover)
+        for k, f in files.items():
+            noise = add(own[k])
+            isa = built + noise > 1.7
+            if k == "gisa":
+                a = np.where(isa, np.clip(37 - (built + noise - 1.7) * 20, 1, 37), 0).astype(np.uint8)
+            else:
+                a = np.array(classes[k], np.uint8)[np.digitize(kind + 0.5 * noise, edges)]
+                a[isa] = 190 if k == "glc" else 50
+            if k == "glc":
+                a[:, :300] = 250
+            f.write(a, 1, window=((y, y + len(rows)), (0, side)))
+    for f in files.values():
+        f.close()
+    return paths
+
+
+def ours(paths: dict[str, Path], out: Path, only: tuple[str, ...], rule: str = "paper") -> list[str]:
+    legends = {k: (str(p), LEGENDS[k]) for k, p in paths.items()}
+    return [sys.executable, "-c", f"from isa_nb.fuse_files import FileProduct, fuse_files; fuse_files({{k: FileProduct(*v) for k, v in {legends!r}.items()}}, {str(out)!r}, only={only!r}, rule={rule!r}, overwrite=True)"]
+
+
+def gdal_calc(paths: dict[str, Path], out: Path, *options: str) -> list[str]:
+    inputs = [v for letter, p in zip("ABC", paths.values(), strict=True) for v in (f"-{letter}", str(p))]
+    return ["gdal_calc.py", *inputs, f"--outfile={out}", f"--calc={CALC}", "--type=Byte", "--NoDataValue=255", "--hideNoData", "--overwrite", "--quiet", *(f"--co={o}" for o in options)]
+
+
+def measure(command: list[str]) -> tuple[float, float, float]:
+    "Wall seconds, processor seconds and peak memory (GB) of a process."
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)[:200]}")
+    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6
+
+
+def main() -> None:
+    args = argparse.ArgumentParser()
+    args.add_argument("--json")
+    args.add_argument("--side", type=int, default=20_000)
+    args.add_argument("--repeats", type=int, default=2)
+    args.add_argument("--keep", type=Path, help="folder for the test rasters, made once")
+    asked = args.parse_args()
+    folder = asked.keep or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {k: folder / f"{k}.tif" for k in LEGENDS}
+    if not all(p.exists() for p in paths.values()):
+        paths = make(folder, asked.side)
+    print("inputs", {k: f"{p.stat().st_size / 1e6:.0f} MB" for k, p in paths.items()})
+    every = ("label", "votes", "rule", "confidence")
+    cases = {"gdal_calc.py, label, deflate": gdal_calc(paths, folder / "calc.tif", "COMPRESS=DEFLATE", "TILED=YES"), "gdal_calc.py, label, ZSTD 1": gdal_calc(paths, folder / "calc.tif", "COMPRESS=ZSTD", "ZSTD_LEVEL=1", "TILED=YES"),
+             "gdal_calc.py, label, uncompressed": gdal_calc(paths, folder / "calc.tif"), "fuse_files, label": ours(paths, folder / "out", ("label",)), "fuse_files, all four": ours(paths, folder / "out", every),
+             "fuse_files, all four, posterior": ours(paths, folder / "out", every, "posterior"), "python that only imports fuse_files": [sys.executable, "-c", "import isa_nb.fuse_files"]}
+    best = {k: (np.inf, np.inf, 0.0) for k in cases}
+    for _ in range(asked.repeats):  # the cases take turns
+        for k, command in cases.items():
+            best[k] = min(best[k], measure(command))
+    peer = best["gdal_calc.py, label, deflate"][0]
+    rows = [{"case": k, "wall_s": w, "cpu_s": c, "peak_gb": m, "ratio": peer / w} for k, (w, c, m) in best.items()]
+    for r in rows:
+        print(f"{r['case']:40s} {r['wall_s']:7.2f} s wall {r['cpu_s']:7.2f} s cpu {r['peak_gb']:6.2f} GB {r['ratio']:6.2f} x gdal_calc.py (deflate)")
+    if asked.json:
+        Path(asked.json).write_text(json.dumps({"side": asked.side, "cases": rows}, indent=1))
+    for name in ("calc.tif", "out"):
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+    if not asked.keep:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
