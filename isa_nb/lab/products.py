@@ -412,8 +412,8 @@ def first_years(world: World,  # the world
     in_threads(one, pieces(bounds[0], bounds[3], FINE, shape))
     return year.astype(np.int16)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #91b600ca
-_TILE = 18_000.0  # metres, side of a piece
+# %% ../../nbs/reference/14_lab_products.ipynb #9869f46e
+_TILE = 24_000.0  # metres, side of a piece
 
 # %% ../../nbs/reference/14_lab_products.ipynb #6fb09903
 def _bounds(geobox: GeoBox, crs: str, pad: float) -> tuple[float, float, float, float]:  # in the world's CRS, whole density cells
