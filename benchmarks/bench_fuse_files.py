@@ -79,13 +79,17 @@ def main() -> None:
     args.add_argument("--json")
     args.add_argument("--side", type=int, default=20_000)
     args.add_argument("--repeats", type=int, default=2)
+    args.add_argument("--make", type=Path, help="only make the test rasters")
     args.add_argument("--keep", type=Path, help="folder for the test rasters, made once")
     asked = args.parse_args()
+    if asked.make:
+        make(asked.make, asked.side)
+        return
     folder = asked.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     paths = {k: folder / f"{k}.tif" for k in LEGENDS}
     if not all(p.exists() for p in paths.values()):
-        paths = make(folder, asked.side)
+        subprocess.run([sys.executable, __file__, "--side", str(asked.side), "--make", str(folder)], check=True)  # apart: a child's peak memory starts from its parent's
     print("inputs", {k: f"{p.stat().st_size / 1e6:.0f} MB" for k, p in paths.items()})
     every = ("label", "votes", "rule", "confidence")
     cases = {"gdal_calc.py, label, deflate": gdal_calc(paths, folder / "calc.tif", "COMPRESS=DEFLATE", "TILED=YES"), "gdal_calc.py, label, ZSTD 1": gdal_calc(paths, folder / "calc.tif", "COMPRESS=ZSTD", "ZSTD_LEVEL=1", "TILED=YES"),

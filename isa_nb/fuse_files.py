@@ -244,7 +244,7 @@ def writing(path: Path,  # the file to be made
             rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling="nearest", **compress)
             _check_written(final, path)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #7e6bf6cc
+# %% ../nbs/reference/32_fuse_files.ipynb #470cda3b
 def _unknown_codes(product: Opened, codes: np.ndarray, w: Window) -> DataError:
     code, count = np.unique(codes[product.table[codes] == WRONG], return_counts=True)
     found = ", ".join(f"{c} ({k} pixels)" for c, k in zip(code[:5], count[:5], strict=True))
@@ -272,13 +272,15 @@ class Windows:
         return -(-self.box.shape.y // WINDOW) * -(-self.box.shape.x // WINDOW)
 
     def read(self, window: Window,  # on the grid
-             ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, w) uint8 codes, (h, w) uint8 OSM mask or (0, 0)
+             ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, w) uint8 codes, good until this thread reads again; (h, w) uint8 OSM mask or (0, 0)
         "Codes of all products, and OSM."
         if not hasattr(self.own, "readers"):
             self.own.readers = [Reader(p, self.fine) for p in self.products]
+            self.own.room = np.empty(len(self.products) * WINDOW * WINDOW, np.uint8)
             with self.lock:
                 self.readers += self.own.readers
-        stack = np.empty((len(self.products), window.height, window.width), np.uint8)
+        shape = (len(self.products), window.height, window.width)
+        stack = self.own.room[:np.prod(shape)].reshape(shape)
         for reader, out in zip(self.own.readers, stack, strict=True):
             if self.parts == 1:
                 reader.read(window, out)
