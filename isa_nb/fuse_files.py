@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'WINDOW', 'PERCENT_NODATA', 'LAYERS', 'FileProduct', 'recoding', 'Opened', 'opened', 'Reader', 'Layer',
            'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
-# %% ../nbs/reference/32_fuse_files.ipynb #ad389de9
+# %% ../nbs/reference/32_fuse_files.ipynb #1a036fda
 import contextlib
 import json
 import threading
@@ -21,12 +21,12 @@ import numpy as np
 import rasterio
 from filelock import FileLock, Timeout
 from odc.geo.geobox import GeoBox
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, UNCERTAIN, DataError, RequestError, atomic_path, provenance,
+from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, RequestError, atomic_path, provenance,
                          sha256, unknown, write_json)
 from .drivers import TOLERANCE, Mosaic, check_resampling, look_at
 from .fusion import Settlement, decide, stage_counts, state

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'STAGES', 'PUBLISHED_TABLE3', 'Settlement', 'state', 'says', 'relabels', 'decide', 'osm_mask',
-           'resolutions_of', 'lineage', 'as_dataset', 'fuse', 'voted', 'majority', 'stage_counts', 'table3', 'by_rule']
+           'resolutions_of', 'lineage', 'as_dataset', 'settlement_of', 'fuse', 'voted', 'majority', 'stage_counts',
+           'table3', 'by_rule']
 
 # %% ../nbs/reference/30_fusion.ipynb #b6b80524
 from collections.abc import Iterable, Mapping
@@ -23,13 +24,13 @@ from .votes import OUTPUTS, Table, checked, count_blocks, lookup, named
 # %% ../nbs/reference/30_fusion.ipynb #f9982799
 CHOICES = {"osm_scope": ("conflicts", "all", "none"), "osm_both": ("uncertain", "impervious", "pervious"), "order": ("settle_conflicts", "osm_first")}
 
-# %% ../nbs/reference/30_fusion.ipynb #2011db99
+# %% ../nbs/reference/30_fusion.ipynb #8aaea92f
 @dataclass(frozen=True)
 class Settlement:
     "How labels follow from votes: the choices the paper leaves open."
     min_valid: int | None = None  # valid products a label needs; None: 2, or 1 where there is only one product
     agreement: float = 1.0  # share of the valid products that must agree, in (0.5, 1]
-    osm_scope: str = "conflicts"  # which pixels OSM may relabel: "conflicts", "all", "none"
+    osm_scope: str = "conflicts"  # which pixels OSM may relabel: "conflicts", "all", "none" (the default with rule="posterior")
     osm_both: str = "uncertain"  # what OSM says where both groups cover a pixel: "uncertain" (nothing), "impervious", "pervious"
     order: str = "settle_conflicts"  # or "osm_first": OSM impervious is added to every product before they are compared
     threshold: float = 0.95  # posterior from which on a conflict is settled, in (0.5, 1]
@@ -161,7 +162,16 @@ def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
     layers = {k: (blank.dims, v, {"long_name": titles[k], "simulated": attrs["simulated"], "_FillValue": v.dtype.type(nodata[k])}) for k, v in out.items()}
     return xr.Dataset(layers, coords=blank.coords, attrs=dict(attrs))
 
-# %% ../nbs/reference/30_fusion.ipynb #591456f1
+# %% ../nbs/reference/30_fusion.ipynb #0033c69d
+def settlement_of(rule: str,  # "paper" or "posterior"
+                  choices: Mapping[str, Any],  # see `Settlement`
+                  ) -> Settlement:  # with the defaults of the rule
+    "The choices of a rule; with the posterior OSM does not settle by itself unless asked to."
+    if rule not in ("paper", "posterior"):
+        raise unknown("rule", rule, ("paper", "posterior"))
+    return Settlement(**(({"osm_scope": "none"} if rule == "posterior" else {}) | dict(choices)))
+
+
 def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray]],  # 0/1/255 rasters (y, x) on one grid, or finer by whole numbers
          osm: Any = None,  # uint8 mask on the grid (bit 0 impervious, bit 1 pervious), or OSM layers
          preset: str = "paper",  # preset of Table 2 by which layers are rasterised
@@ -173,9 +183,7 @@ def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray
          **choices: Any,  # see `Settlement`
          ) -> xr.Dataset:  # label, votes, rule (uint8, votes wider), confidence (float32, NaN where nodata)
     "Fuse products and OSM into labels with their provenance."
-    if rule not in ("paper", "posterior"):
-        raise unknown("rule", rule, ("paper", "posterior"))
-    settlement, products = Settlement(**choices), named(products)
+    settlement, products = settlement_of(rule, choices), named(products)
     arrays, legends, box = checked(products, geobox)
     mask, n = osm_mask(osm, box, preset), len(products)
     witness = None if mask is None else mask.values

@@ -8,7 +8,7 @@ __all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 
            'code_bits', 'Table', 'threads_of', 'in_chunks', 'lookup_flat', 'lookup', 'guilty', 'Histogram', 'counted',
            'block_side', 'count_blocks', 'histogram']
 
-# %% ../nbs/reference/29_votes.ipynb #e4fe651d
+# %% ../nbs/reference/29_votes.ipynb #b1426772
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ import xarray as xr
 from numba import njit
 from odc.geo.geobox import GeoBox
 
-from .core import IMPERVIOUS, NODATA, PERVIOUS, UNCERTAIN, DataError, RequestError, geobox_of, same_grid
+from .core import IMPERVIOUS, NODATA, PERVIOUS, DataError, RequestError, geobox_of, same_grid
 
 # %% ../nbs/reference/29_votes.ipynb #2bc9c0cb
 MAX_PRODUCTS = 20

@@ -273,17 +273,18 @@ def _objects(world: World, bounds: tuple[float, float, float, float], year: int 
     frame.attrs.update(simulated="yes", zone=world.zone, seed=world.seed)
     return frame
 
-# %% ../../nbs/reference/12_lab_world.ipynb #02d2ee93
+# %% ../../nbs/reference/12_lab_world.ipynb #0d3314ee
 def for_geobox(geobox: GeoBox,  # any grid with a CRS
                seed: int = 0,  # seed of the world
                zone: str | None = None,  # "W1".."W4"; None: by the simulated climate at the centre
-               ) -> World:  # of the UTM zone of the centre
+               ) -> World:  # in the grid's own CRS where that is UTM, else in the UTM zone of the centre
     "The world at a place; the same object is shared by all who ask for the same one."
     (lon, lat), = point(*(geobox.affine * (geobox.shape.x / 2, geobox.shape.y / 2)), geobox.crs).to_crs("EPSG:4326").coords
     if zone is None:
         from isa_nb.lab.climate import zone_at
         zone = zone_at(lon, lat)
-    name = zone, utm_crs(lon, lat), seed
+    own = geobox.crs.epsg
+    name = zone, f"EPSG:{own}" if own and own // 100 in (326, 327) else utm_crs(lon, lat), seed
     with _LOCK:
         if name not in _WORLDS:
             _WORLDS[name] = World(*name)
