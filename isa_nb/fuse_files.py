@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'WINDOW', 'PERCENT_NODATA', 'LAYERS', 'FileProduct', 'recoding', 'Opened', 'opened', 'Reader', 'Layer',
            'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
-# %% ../nbs/reference/32_fuse_files.ipynb #1a036fda
+# %% ../nbs/reference/32_fuse_files.ipynb #65e0796e
 import contextlib
 import json
 import threading
@@ -29,7 +29,7 @@ from rasterio.windows import Window
 from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, RequestError, atomic_path, provenance,
                          sha256, unknown, write_json)
 from .drivers import TOLERANCE, Mosaic, check_resampling, look_at
-from .fusion import Settlement, decide, stage_counts, state
+from .fusion import Settlement, decide, settlement_of, stage_counts, state
 from .votes import GRADED, OUTPUTS, PLAIN, WRONG, Histogram, Table, counted, lookup_flat, named, shade, threads_of, vote_dtype
 
 # %% ../nbs/reference/32_fuse_files.ipynb #43132925
@@ -436,7 +436,7 @@ def _folder(out: Path, overwrite: bool) -> Iterator[None]:
         lock.release()
         (out / ".fusion.lock").unlink(missing_ok=True)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #98bcb6c7
+# %% ../nbs/reference/32_fuse_files.ipynb #f08312bd
 def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files or `FileProduct`s by name
                out: str | Path,  # folder for label.tif, votes.tif, rule.tif, confidence.tif and fusion.json
                osm: Any = None,  # layers or a file of them, or a mask on disk (bit 0 impervious, bit 1 pervious)
@@ -456,10 +456,8 @@ def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files
     out, only = Path(out), tuple(only)
     if wrong := [k for k in only if k not in OUTPUTS]:
         raise unknown("output", wrong[0], OUTPUTS)
-    if rule not in ("paper", "posterior"):
-        raise unknown("rule", rule, ("paper", "posterior"))
     check_resampling("classes", resampling, "a product")
-    settlement = Settlement(**choices)
+    settlement = settlement_of(rule, choices)
     with rasterio.Env(GDAL_CACHEMAX=64):
         items = list(named(products).items())
         if not 1 <= parts <= 16:
