@@ -2,6 +2,7 @@
 import base64
 import io
 
+import ipywidgets
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,6 +12,14 @@ from PIL import Image
 from isa_nb import maps
 from isa_nb.core import DataError, raster, square_geobox
 from isa_nb.figures import CLASS_CODES
+
+
+@pytest.fixture(autouse=True)
+def no_widget_stays():
+    "Maps left open would end up in the notebooks that later tests of this process stage."
+    yield
+    ipywidgets.Widget.close_all()
+
 
 
 @pytest.fixture
