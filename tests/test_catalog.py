@@ -505,3 +505,11 @@ sources:
     assert got.rio.nodata is None and got.band.values.tolist() == ["red", "green", "blue"]
     with pytest.raises(DataError, match="roofs declares no nodata and the asked grid reaches beyond it"):
         cat.open("roofs", (-71.16, 42.29, -71.12, 42.31), resolution=10)
+
+
+def test_example_of_the_readme_loads(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(readme.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    cat = Catalog.load(overlay=tmp_path / "mine.yaml")
+    assert cat.area("wuhan").sources.products == ["my_product", "lab_glc_fcs30"]
+    assert cat.source("my_product").isa_lut()[0][[0, 1]].tolist() == [0, 1]
