@@ -165,11 +165,12 @@ def test_osm_faults(extract):
     assert 0 < (~drawn.osm_id.isin(there.index)).mean() < 0.1  # demolished, or reaching in from outside
 
 
-def test_osm_complete_in_centres_sparse_in_villages():
+def test_osm_fuller_in_centres_than_in_villages():
     share = np.linspace(0, 1, 50)
     for kind in ("building", "street", "landuse", "poi"):
-        p = osm.chance(kind, "W4", share)
-        assert (np.diff(p) >= 0).all() and p[0] < 0.4 < p[-1]
+        p = osm.chance(kind, share)
+        assert (np.diff(p) >= 0).all() and p[-1] > 3 * p[0]
+    assert 0.07 <= osm.chance("building", share)[-1] <= 0.17  # Herfort et al. 2023: mean of urban centres of the region
 
 
 def test_osm_windows_agree(extract):

@@ -227,5 +227,24 @@ def test_settlements_do_not_stand_in_rivers_or_each_other():
     assert (s.level == 2).sum() > 30 and len(big) >= 1
 
 
+@pytest.mark.parametrize("zone", STUDY)
+def test_cities_and_towns_follow_zipf(zone):
+    "The upper half of the areas of several planes falls with an exponent near 1, and a part of a window holds what the whole holds there."
+    areas = []
+    for seed in range(8 if zone == "W1" else 2):  # W1 has some 30 places in 300 km
+        p = Plane(zone, WORLDS[zone].crs, seed)
+        x, y = p.pins[0]
+        wide = x - 150_000, y - 150_000, x + 150_000, y + 150_000
+        w = water(p, (0, 0, 1, 1))
+        s = settlements(p, wide, w, lowest=1)
+        part = settlements(p, (x + 20_000, y - 40_000, x + 70_000, y + 10_000), w, lowest=1)
+        inside = (np.abs(s.x - x - 45_000) < 25_000) & (np.abs(s.y - y + 15_000) < 25_000)
+        assert set(s.key[inside]) <= set(part.key) <= set(s.key)
+        areas.append(s.radius ** 2)
+    area = np.sort(np.concatenate(areas))[::-1]
+    rank, big = np.arange(1, len(area) + 1), area >= np.median(area)
+    assert 0.8 < -np.polyfit(np.log(area[big]), np.log(rank[big] - 0.5), 1)[0] < 1.3
+
+
 def test_an_empty_window_is_empty():
     assert len(take(shapes(np.zeros((1, 3, 2)), "patch", CODE["grass"], 0, np.array([1], np.uint64)), np.zeros(1, bool))) == 0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WILD', 'FIELD', 'ORCHARD', 'GREENHOUSE', 'POND', 'CROPS', 'Districts', 'districts', 'tracks', 'land']
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #b486b79e
+# %% ../../nbs/reference/12f_lab_cover.ipynb #225e6878
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,13 @@ from scipy.spatial import Voronoi
 from .fields import ALWAYS, CODE, LINE, Shapes, _mix, fbm, hash64, noise, shapes, stream, take
 from .land import Plane, Terrain, Water, hilliness, moisture
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #49265bda
+# %% ../../nbs/reference/12f_lab_cover.ipynb #9623de68
 WILD, FIELD, ORCHARD, GREENHOUSE, POND = 0, 1, 2, 3, 4
 CROPS = {  # main crops of a zone, with weights; the last is what lies fallow
     "W1": (("crop_irrigated", 0.75), ("crop_rainfed", 0.05), ("fallow", 0.20)), "W2": (("crop_irrigated", 0.45), ("crop_rainfed", 0.30), ("fallow", 0.25)),
     "W3": (("crop_irrigated", 0.60), ("crop_rainfed", 0.30), ("fallow", 0.10)), "W4": (("paddy", 0.58), ("crop_rainfed", 0.34), ("fallow", 0.08))}
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #492a4e95
+# %% ../../nbs/reference/12f_lab_cover.ipynb #76139886
 @dataclass
 class Districts:
     "Field districts on their grid; arrays of shape (nj, ni)."
@@ -62,7 +62,7 @@ def districts(p: Plane,  # the plane
     crop = np.searchsorted(np.cumsum([q for _, q in CROPS[p.zone]])[:-1], r("main crop"))
     return Districts(i0, j0, x, y, use.astype(np.int8), theta, span("w", *s["field_w"]), span("l", *s["field_l"]), crop.astype(np.int8), hash64(p.key, 14, i, j))
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #67c058da
+# %% ../../nbs/reference/12f_lab_cover.ipynb #d0018dd0
 def tracks(p: Plane,  # the plane
            d: Districts,  # districts of a window
            ) -> Shapes:  # lines
@@ -85,7 +85,7 @@ def tracks(p: Plane,  # the plane
                built=np.where(paved & (stream(key, "late") < 0.3), 2015 + (8 * stream(key, "year")).astype(int), ALWAYS), tag=np.where(paved, "unclassified", "track").astype(object))
     return take(s, there)
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #904c484e
+# %% ../../nbs/reference/12f_lab_cover.ipynb #e530781a
 @njit(cache=True, nogil=True, inline="always")
 def _u(h, n):  # the n-th of several numbers in [0, 1) from one hash
     return np.float64(_mix(h + np.uint64(n)) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
@@ -109,7 +109,7 @@ def _parcel(px, py, w, length, key):  # -> hash of the parcel, distances to its 
         hi = i + 1 + 0.35 * (_u(_mix(hj + np.uint64(np.int64(i + 1))), 2) - 0.5)
     return _mix(hj + np.uint64(np.int64(i)) * np.uint64(77)), min(q - lo, hi - q) * w, e
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #be60750f
+# %% ../../nbs/reference/12f_lab_cover.ipynb #ea5ce2fb
 @njit(cache=True, nogil=True)
 def _field(use, hash_, side, end, main, zone, crops, shares):  # surface of a point in a farmed district
     if end < 1.8:
@@ -135,7 +135,7 @@ def _field(use, hash_, side, end, main, zone, crops, shares):  # surface of a po
             return crops[k]
     return crops[2]
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #b0477ceb
+# %% ../../nbs/reference/12f_lab_cover.ipynb #8a26f9f4
 @njit(cache=True, nogil=True)
 def _wild_dry(height, slope, moist, river, n1, n2, wash):  # W1: gravel plains, washes, dunes, salt, bare mountains
     v = moist + 0.5 * n1 + 0.6 * n2
@@ -187,7 +187,7 @@ def _wild_wet(zone, hill, moist, river, n1, n2):  # W3 and W4: woods and scrub o
         return 40
     return 33 if v > 0.36 else (32 if v > 0.22 else 30)
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #2090af63
+# %% ../../nbs/reference/12f_lab_cover.ipynb #c776ff6f
 @njit(cache=True, nogil=True)
 def _bilinear(a, r, c):
     i, j = int(r), int(c)
@@ -230,7 +230,7 @@ def _land(x0, y0, res, zone, key, gap, tx, ty, hill, height, moist, river, i0, j
                     code[row, col] = _wild_dry(z, slope, m, b_, n1, n2, w) if zone == 1 else _wild_steppe(hl, z, slope, m, b_, n1, n2, w)
                 okey[row, col] = 0
 
-# %% ../../nbs/reference/12f_lab_cover.ipynb #814aadaf
+# %% ../../nbs/reference/12f_lab_cover.ipynb #3e858931
 def land(p: Plane,  # the plane
          t: Terrain,  # fields covering the raster
          d: Districts,  # districts covering the raster

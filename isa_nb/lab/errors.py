@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['CELLS', 'COARSE', 'PROCESSES', 'normal', 'error_nodes', 'deviate', 'nodes_of', 'error_field', 'box_sum']
 
-# %% ../../nbs/reference/14a_lab_errors.ipynb #932d1537
+# %% ../../nbs/reference/14a_lab_errors.ipynb #7b30077c
 import numpy as np
 from numba import njit
 
 from .fields import make_key, uniform
 
-# %% ../../nbs/reference/14a_lab_errors.ipynb #56a5ab1b
+# %% ../../nbs/reference/14a_lab_errors.ipynb #7807ea76
 CELLS = (320.0, 70.0)  # metres, coarse and fine lattice; inferred
 COARSE = 0.6  # part of the variance in the coarse one; inferred
 PROCESSES = ("omission", "commission", "classes", "mixing")
 _COS, _SIN = float(np.cos(0.5)), float(np.sin(0.5))
 
-# %% ../../nbs/reference/14a_lab_errors.ipynb #4361de73
+# %% ../../nbs/reference/14a_lab_errors.ipynb #19d9fab9
 def normal(key: np.uint64,  # of the field
            a: np.ndarray | int,  # row on an endless lattice
            b: np.ndarray | int,  # column
@@ -41,7 +41,7 @@ def error_nodes(key: np.uint64,  # of world and seed
     common, own = ([normal(make_key(int(key), owner, p, int(cell)), a, b) for p in PROCESSES] for owner in ("all", name))
     return (np.sqrt(shared) * np.stack(common) + np.sqrt(1 - shared) * np.stack(own)).astype(np.float32), float(a[0, 0]), float(b[0, 0])
 
-# %% ../../nbs/reference/14a_lab_errors.ipynb #5110a0bd
+# %% ../../nbs/reference/14a_lab_errors.ipynb #df942250
 @njit(cache=True, nogil=True, inline="always")
 def _interpolate(nodes, p, row0, col0, cell, x, y):
     u, v = (_COS * x + _SIN * y) / cell, (_COS * y - _SIN * x) / cell
@@ -66,7 +66,7 @@ def _field(coarse, fine, lattice, p, x, y, out):
     for k in range(x.size):
         out[k] = deviate(coarse, fine, lattice, p, x[k], y[k])
 
-# %% ../../nbs/reference/14a_lab_errors.ipynb #ff251573
+# %% ../../nbs/reference/14a_lab_errors.ipynb #b16fc01e
 def nodes_of(key: np.uint64,  # of world and seed
              name: str,  # product
              shared: float,  # part of the variance common to all products, 0..1
@@ -90,7 +90,7 @@ def error_field(x: np.ndarray,  # metres in the world's CRS
     _field(*nodes_of(key, name, shared, (x.min(), y.min(), x.max(), y.max())), PROCESSES.index(process), x.ravel(), y.ravel(), out)
     return out.reshape(x.shape)
 
-# %% ../../nbs/reference/14a_lab_errors.ipynb #194a3870
+# %% ../../nbs/reference/14a_lab_errors.ipynb #da6f74a9
 def box_sum(a: np.ndarray,  # integers (y, x)
             radius: int,  # pixels on each side
             ) -> np.ndarray:  # int64 (y, x): sums over (2 radius + 1)^2 pixels, fewer at the edge

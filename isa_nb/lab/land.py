@@ -6,7 +6,7 @@
 __all__ = ['STUDY', 'PLACES', 'STYLE', 'FLOW', 'STEP', 'PIECE', 'LATTICE', 'Plane', 'great_rivers', 'smooth', 'streams', 'lakes',
            'line_distance', 'Water', 'water', 'Terrain', 'hilliness', 'terrain', 'moisture']
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #2fb2f025
+# %% ../../nbs/reference/12c_lab_land.ipynb #6d3a60e7
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from odc.geo.geom import point
 from ..core import RequestError, unknown
 from .fields import CODE, LINE, Shapes, concat, extents, hash64, make_key, noise, shapes, stream, take
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #cb8434c5
+# %% ../../nbs/reference/12c_lab_land.ipynb #2f5fa13f
 STUDY = {"W1": ("Urumqi", 87.62, 43.82), "W2": ("Yining", 81.32, 43.92), "W3": ("Beijing", 116.40, 39.90), "W4": ("Wuhan", 114.30, 30.60)}
 PLACES = [  # name, lon, lat, zone: cities at the places of real ones; their shape and size are simulated
     *((n, x, y, z) for z, (n, x, y) in STUDY.items()), ("Nanchang", 115.89, 28.68, "W4"), ("Jiujiang", 116.00, 29.71, "W4"),
@@ -25,7 +25,7 @@ PLACES = [  # name, lon, lat, zone: cities at the places of real ones; their sha
     ("Nantong", 120.87, 32.01, "W4"), ("Kunming", 102.83, 24.88, "W4"), ("Zhaotong", 103.72, 27.34, "W4"), ("Ganzi", 101.96, 30.05, "W4"),
     ("Deqen", 98.91, 28.49, "W3"), ("Chongqing", 106.55, 29.56, "W4"), ("Hefei", 117.27, 31.86, "W4")]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #2b5eaff5
+# %% ../../nbs/reference/12c_lab_land.ipynb #5f37c75c
 @dataclass(frozen=True)
 class Plane:
     "What a world is named by: zone, metric CRS and seed."
@@ -52,7 +52,7 @@ class Plane:
         "(n, 2) coordinates of the cities that stand at real places."
         return _pins(self)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #6f857ecd
+# %% ../../nbs/reference/12c_lab_land.ipynb #b0a837f5
 STYLE = {
     "W1": dict(relief=1500, hill=0.30, great_gap=60_000, great_width=25, bed=5.0, stream_gap=12_000, stream_width=1.2, lake_gap=26_000, lake_p=0.10, lake_r=350,
                district=1100, field_w=(60, 130), field_l=(250, 500), arable=0.02, wet=-0.35, oasis=1.0),
@@ -80,7 +80,7 @@ def _pins(p: Plane) -> np.ndarray:
     xy = [point(lon, lat, "EPSG:4326").to_crs(p.crs).coords[0] for _, lon, lat, z in PLACES if z == p.zone and (centre is None or abs(lon - centre) <= 3)]
     return np.array(xy, float).reshape(-1, 2)
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #b459d8e8
+# %% ../../nbs/reference/12c_lab_land.ipynb #6c4c1ad8
 FLOW = {"W1": 1.35, "W2": 0.15, "W3": -0.35, "W4": 0.45}  # direction of the great rivers, radians from east
 
 
@@ -103,7 +103,7 @@ def _frame(p: Plane) -> tuple[float, float, float, float]:
     x, y = 2 * x - ux, 2 * y - uy  # where the bend will carry the curve to the city
     return c, s, x * c + y * s, -x * s + y * c
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #0b4bc98a
+# %% ../../nbs/reference/12c_lab_land.ipynb #680bb339
 def _great(p: Plane, k: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Distance across the frame and width of great river k at distance s along the frame (metres)."
     gap, width = p.style["great_gap"], p.style["great_width"]
@@ -112,7 +112,7 @@ def _great(p: Plane, k: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarr
     at0 = 6000 * noise(0, k * 1e6, 30_000, p.key + np.uint64(105), 2) + 500 * noise(0, k * 1e6, 4500, p.key + np.uint64(106), 2)
     return k * gap + shift + bend - np.where(k == 0, at0, 0), width * (1 + 0.5 * noise(s, k * 1e6 + 5e5, 6000, p.key + np.uint64(107), 2))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #5eb126b1
+# %% ../../nbs/reference/12c_lab_land.ipynb #9241bbe8
 STEP, PIECE = 120.0, 24  # points of a great river every STEP metres, PIECE steps to an object
 
 
@@ -152,7 +152,7 @@ def smooth(key: np.ndarray) -> np.ndarray:
 def _bed_code(p: Plane) -> int:
     return CODE[{"W1": "gravel", "W2": "gravel", "W3": "sand", "W4": "wetland"}[p.zone]]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #914282e0
+# %% ../../nbs/reference/12c_lab_land.ipynb #1f0cd173
 def _nodes(p: Plane, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:
     "Frame coordinates, potential and distance to the nearest great river of stream nodes (i, j)."
     g = p.style["stream_gap"]
@@ -163,7 +163,7 @@ def _nodes(p: Plane, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:
     dist = np.take_along_axis(d, best[None], 0)[0]
     return s, t, np.abs(dist) + 1.6 * g * noise(s, t, 3.1 * g, p.key + np.uint64(109), 2), dist
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #9da1075f
+# %% ../../nbs/reference/12c_lab_land.ipynb #4e6c78a1
 def streams(p: Plane,  # the plane
             bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
             ) -> tuple[Shapes, np.ndarray]:  # lines; segments (n, 5): x1, y1, x2, y2, half width
@@ -198,7 +198,7 @@ def _nearest_great(p: Plane, k: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.
     d = np.stack([_great(p, k + m, s)[0] for m in (-1, 0, 1)])
     return np.take_along_axis(d, np.abs(d - t).argmin(0)[None], 0)[0]
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #a3bef64f
+# %% ../../nbs/reference/12c_lab_land.ipynb #21d58d80
 def _stream_lines(p: Plane, ends: np.ndarray, acc: np.ndarray, key: np.ndarray, frame: tuple[float, ...], bounds: tuple[float, ...]) -> tuple[Shapes, np.ndarray]:
     c, s, s0, t0 = frame
     f = np.linspace(0, 1, 33)
@@ -218,7 +218,7 @@ def _stream_lines(p: Plane, ends: np.ndarray, acc: np.ndarray, key: np.ndarray, 
     segs = np.concatenate([pts[:, :-1], pts[:, 1:], np.broadcast_to(width[:, None, None] / 2, (len(pts), 32, 1))], -1).reshape(-1, 5)
     return concat(out), segs
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #5e912702
+# %% ../../nbs/reference/12c_lab_land.ipynb #52060c23
 def lakes(p: Plane,  # the plane
           bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
           ) -> Shapes:  # polygons
@@ -245,7 +245,7 @@ def lakes(p: Plane,  # the plane
     rim = np.stack([x, y], -1)[:, None] + (ring - np.stack([x, y], -1)[:, None]) * (1 + 0.15 * stream(p.key, "rim", i, j))[:, None, None]
     return concat([shapes(rim, "bed", shore, -1, key, tag="shore"), shapes(ring, "water", code, 5, key, tag="lake")])
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #c041d003
+# %% ../../nbs/reference/12c_lab_land.ipynb #2596a945
 @njit(cache=True, nogil=True)
 def _to_segment(x, y, s):  # distance from a point to one bank of a segment
     ux, uy = s[2] - s[0], s[3] - s[1]
@@ -298,7 +298,7 @@ def _in_rings(x, y, xy, start, box, out):
                     out[q] = True
                     break
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #b87bcc7e
+# %% ../../nbs/reference/12c_lab_land.ipynb #c3fea4a1
 @dataclass
 class Water:
     "Rivers and lakes near a window."
@@ -331,7 +331,7 @@ def water(p: Plane,  # the plane
     near = (segs[:, 0] > bounds[0] - 7000) & (segs[:, 0] < bounds[2] + 7000) & (segs[:, 1] > bounds[1] - 7000) & (segs[:, 1] < bounds[3] + 7000)
     return Water(concat([great, small, lake]), np.ascontiguousarray(segs[near]), take(lake, lake.layer == 5))
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #05f74cc3
+# %% ../../nbs/reference/12c_lab_land.ipynb #138012e9
 LATTICE = 64.0
 
 
@@ -347,7 +347,7 @@ class Terrain:
     ragged: np.ndarray  # noise of some 100 to 400 m, on the 16 m lattice with the same corner
     wash: np.ndarray  # small or negative in a dry wash, on the 16 m lattice
 
-# %% ../../nbs/reference/12c_lab_land.ipynb #15b57277
+# %% ../../nbs/reference/12c_lab_land.ipynb #3b264474
 def hilliness(p: Plane,  # the plane
               x: np.ndarray, y: np.ndarray,  # metres
               river: np.ndarray,  # metres to the nearest river bank

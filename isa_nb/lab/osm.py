@@ -7,7 +7,7 @@ __all__ = ['FACTS', 'LAYERS', 'ROADS', 'SPEED', 'LANDUSE', 'WATER', 'RELIGIONS',
            'NEIGHBOURHOOD', 'CELLS', 'FAULTS', 'SQUARE', 'COARSE', 'WILD', 'built_up', 'chance', 'mapped', 'wild',
            'Draft', 'layers', 'write']
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #c3d61cc4
+# %% ../../nbs/reference/15_lab_osm.ipynb #e113be58
 import shutil
 import tempfile
 import zipfile
@@ -33,7 +33,7 @@ from .land import hilliness, water
 from .settlements import settlements
 from .world import CHUNK, World, for_geobox
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #51080503
+# %% ../../nbs/reference/15_lab_osm.ipynb #5563d44d
 FACTS = pd.DataFrame([
     ("buildings, mean of urban centres, East Asia and Pacific", "7 to 17 %", "range given for several regions together", "Herfort et al. 2023, doi:10.1038/s41467-023-39698-6, and HeiGIT's summary", "published"),
     ("buildings, urban centres above 80 % complete", "16 % of the urban population", "world", "Herfort et al. 2023", "published"),
@@ -43,7 +43,7 @@ FACTS = pd.DataFrame([
     ("streets and roads of villages", "sparse", "China", "general knowledge", "inferred"),
 ], columns=["what", "value", "remark", "citation", "standing"])
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #53b06f7a
+# %% ../../nbs/reference/15_lab_osm.ipynb #4eea50bb
 LAYERS = {"buildings_a": ["type"], "landuse_a": [], "natural": [], "natural_a": [], "places": ["population"], "pofw": [], "pofw_a": [], "railways": ["layer", "bridge", "tunnel"],
           "roads": ["ref", "oneway", "maxspeed", "layer", "bridge", "tunnel"], "traffic": [], "traffic_a": [], "transport": [], "transport_a": [], "water_a": [], "waterways": ["width"]}
 ROADS = {"motorway": 5111, "trunk": 5112, "primary": 5113, "secondary": 5114, "tertiary": 5115, "unclassified": 5121, "residential": 5122, "service": 5141, "track": 5142, "footway": 5153}
@@ -55,18 +55,17 @@ RELIGIONS = {"W1": ((3300, "muslim", 0.75), (3400, "buddhist", 0.15), (3100, "ch
              "W3": ((3400, "buddhist", 0.5), (3600, "taoist", 0.2), (3100, "christian", 0.2), (3300, "muslim", 0.1)), "W4": ((3400, "buddhist", 0.6), (3600, "taoist", 0.25), (3100, "christian", 0.15))}
 PLACES = ((1001, "city"), (1002, "town"), (1003, "village"), (1004, "hamlet"))
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #528b66dc
+# %% ../../nbs/reference/15_lab_osm.ipynb #5a663143
 STATE = 2020  # year of the extract
-COMPLETE = {  # kind: zone or "" -> (centre of a city, open country)
-    "building": {"W1": (0.50, 0.02), "W2": (0.45, 0.02), "W3": (0.75, 0.02), "W4": (0.65, 0.015)},
-    "main road": {"": (1.0, 0.95)}, "street": {"": (0.95, 0.25)}, "lane": {"": (0.45, 0.03)}, "rail": {"": (1.0, 0.95)},
-    "river": {"": (1.0, 0.97)}, "lake": {"": (0.95, 0.75)}, "pond": {"": (0.60, 0.10)}, "stream": {"": (0.9, 0.45)},
-    "landuse": {"": (0.70, 0.10)}, "wild": {"": (0.35, 0.12)}, "ground": {"": (0.65, 0.10)}, "poi": {"": (0.60, 0.10)}, "tree": {"": (0.05, 0.0)}}
+COMPLETE = {  # kind: (centre of a city, open country)
+    "building": (0.17, 0.01), "main road": (1.0, 0.95), "street": (0.95, 0.25), "lane": (0.45, 0.03), "rail": (1.0, 0.95),
+    "river": (1.0, 0.97), "lake": (0.95, 0.75), "pond": (0.60, 0.10), "stream": (0.9, 0.45),
+    "landuse": (0.70, 0.10), "wild": (0.35, 0.12), "ground": (0.25, 0.03), "poi": (0.60, 0.10), "tree": (0.05, 0.0)}
 FULL = 0.40  # built-up share from which the chance of the centre applies
 NEIGHBOURHOOD, CELLS = 256.0, 5  # metres of a cell; cells on each side
 FAULTS = {"offset": 1.5, "bad imagery": 0.06, "bad offset": 9.0, "gone": 0.01, "drained": 0.06, "invalid": 0.003}  # metres, shares; inferred
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #19020a98
+# %% ../../nbs/reference/15_lab_osm.ipynb #8de877b4
 def built_up(at: np.ndarray,  # (n, 2) places, metres
              blocks: np.ndarray,  # (m, 2) centres of the settled blocks, for 1.4 km around all places
              area: np.ndarray,  # (m,) their areas, m2
@@ -79,20 +78,18 @@ def built_up(at: np.ndarray,  # (n, 2) places, metres
     cells = np.bincount((j * cols + i)[len(at):], np.round(area), rows * cols).reshape(rows, cols).astype(np.int64)
     return np.minimum(box_sum(cells, CELLS)[j, i][:len(at)] / ((2 * CELLS + 1) * NEIGHBOURHOOD) ** 2, 1)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #960da9f3
+# %% ../../nbs/reference/15_lab_osm.ipynb #6d500a69
 def chance(kind: str,  # one of COMPLETE
-           zone: str,  # W1..W4
            share: np.ndarray,  # built-up share, 0..1
            ) -> np.ndarray:  # 0..1
     "Chance that something of this kind is in the extract."
-    core, rural = COMPLETE[kind].get(zone) or COMPLETE[kind][""]
+    core, rural = COMPLETE[kind]
     t = np.clip(share / FULL, 0, 1)
     return rural + (core - rural) * t * t * (3 - 2 * t)
 
 
 def mapped(things: gpd.GeoDataFrame,  # with x, y, share, key and built
            kind: str,  # one of COMPLETE
-           zone: str,  # W1..W4
            key: np.uint64,  # of world and seed
            ) -> np.ndarray:  # bool
     "Which of some objects the volunteers have drawn."
@@ -100,15 +97,15 @@ def mapped(things: gpd.GeoDataFrame,  # with x, y, share, key and built
         return np.zeros(0, bool)
     luck = ndtri(np.clip(stream(things.key.to_numpy(), f"osm {kind}"), 1e-9, 1 - 1e-9))
     patch = error_field(things.x.to_numpy() / 4, things.y.to_numpy() / 4, key, "osm", "omission", 0.0)
-    p = chance(kind, zone, things.share.to_numpy()) * np.where(things.built.to_numpy() >= STATE - 1, 0.5, 1.0)
+    p = chance(kind, things.share.to_numpy()) * np.where(things.built.to_numpy() >= STATE - 1, 0.5, 1.0)
     return (ndtr(np.sqrt(0.6) * patch + np.sqrt(0.4) * luck) < p) & (things.built.to_numpy() <= STATE)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #565ec3ba
+# %% ../../nbs/reference/15_lab_osm.ipynb #3036f1b1
 SQUARE, COARSE = 4000.0, 40.0  # metres: squares in which wild land is outlined, pixel side
 WILD = {"tree_broadleaf": "forest", "tree_needle": "forest", "crop_rainfed": "farmland", "crop_irrigated": "farmland", "paddy": "farmland", "fallow": "farmland",
         "orchard": "orchard", "grass": "meadow", "shrub": "scrub", "wetland": "wetland"}
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #deb9648e
+# %% ../../nbs/reference/15_lab_osm.ipynb #16e61876
 def wild(world: World,  # the world
          bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy in metres
          ) -> gpd.GeoDataFrame:  # tag, key, geometry of patches above 2 ha, in whole squares
@@ -130,7 +127,7 @@ def wild(world: World,  # the world
     out.geometry = out.geometry.simplify(COARSE, preserve_topology=True)
     return out[out.area > 20_000].reset_index(drop=True)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #3df046e8
+# %% ../../nbs/reference/15_lab_osm.ipynb #3d0f1a42
 class Draft:
     "Rows of an extract in the making."
 
@@ -147,7 +144,7 @@ class Draft:
             **fields: np.ndarray | str,  # further fields
             ) -> None:
         "Those of the candidates that are in the extract become rows of a layer."
-        keep = np.ones(len(things), bool) if kind is None else mapped(things, kind, self.world.zone, self.key)
+        keep = np.ones(len(things), bool) if kind is None else mapped(things, kind, self.key)
         if share < 1:
             keep &= stream(things.key.to_numpy(), f"osm {layer} {np.ravel(fclass)[0] if len(things) else ''}") < share
         geometry = things.geometry.to_numpy() if geometry is None else geometry
@@ -156,7 +153,7 @@ class Draft:
             q = {"layer": layer, "key": things.key.to_numpy(), "code": code, "fclass": fclass, "geometry": geometry, **fields}
             self.rows.append(pd.DataFrame({k: np.broadcast_to(np.asarray(v), (len(things),))[keep] for k, v in q.items()}))
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #4b4381f4
+# %% ../../nbs/reference/15_lab_osm.ipynb #8b3f9615
 def _settlement(d: Draft, o: gpd.GeoDataFrame) -> None:
     houses, blocks, patches = o[o.kind == "building"], o[o.kind == "block"], o[o.kind == "patch"]
     d.add("buildings_a", houses, "building", 1500, "building", type=houses.tag.to_numpy())
@@ -173,7 +170,7 @@ def _settlement(d: Draft, o: gpd.GeoDataFrame) -> None:
     d.add("pofw_a", worship, "ground", np.array(codes)[faith], np.array(names, object)[faith])
     d.add("pofw", worship, "poi", np.array(codes)[faith], np.array(names, object)[faith], _points(worship))
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #5e958dbc
+# %% ../../nbs/reference/15_lab_osm.ipynb #3a2be32a
 def _points(o: gpd.GeoDataFrame) -> np.ndarray:
     return shapely.points(o.x, o.y)
 
@@ -187,7 +184,7 @@ def _poi(d: Draft, o: gpd.GeoDataFrame) -> None:
     tall = houses[(houses.tag == "commercial") & (houses.height > 40)]
     d.add("transport", tall, "poi", 5655, "helipad", _points(tall), share=0.05)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #83ff7ac0
+# %% ../../nbs/reference/15_lab_osm.ipynb #12a8fbec
 def _ways(d: Draft, o: gpd.GeoDataFrame) -> None:
     roads = o[o.kind == "road"]
     main = roads.tag.isin(["motorway", "trunk", "primary", "secondary", "tertiary"]).to_numpy()
@@ -209,7 +206,7 @@ def _ways(d: Draft, o: gpd.GeoDataFrame) -> None:
     air = o[(o.kind == "aeroway") & o.tag.isin(["apron", "aerodrome"])]
     d.add("transport_a", air, "rail", np.where(air.tag == "apron", 5656, 5651), air.tag.replace("aerodrome", "airport").to_numpy())
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #4b5232ec
+# %% ../../nbs/reference/15_lab_osm.ipynb #df6dddc9
 def _waters(d: Draft, o: gpd.GeoDataFrame) -> None:
     for tag, kind in (("river", "river"), ("lake", "lake"), ("pond", "pond")):
         d.add("water_a", o[(o.kind == "water") & (o.tag == tag)], kind, *WATER[tag])
@@ -231,7 +228,7 @@ def _waters(d: Draft, o: gpd.GeoDataFrame) -> None:
         line = shapely.linestrings(np.stack([shapely.get_coordinates(start), shapely.get_coordinates(end)], 1))
         d.add("traffic_a", lakes, "lake", code, fclass, shapely.buffer(line, width / 2, cap_style="flat"), share=share)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #400caab4
+# %% ../../nbs/reference/15_lab_osm.ipynb #f7410b74
 def _country(d: Draft, land: gpd.GeoDataFrame, bounds: tuple[float, float, float, float]) -> None:
     for tag in sorted(set(WILD.values())):
         q = land[land.tag == tag]
@@ -245,7 +242,7 @@ def _country(d: Draft, land: gpd.GeoDataFrame, bounds: tuple[float, float, float
     place = gpd.GeoDataFrame({"key": w.key}, geometry=shapely.points(w.x, w.y), crs=d.world.crs)
     d.add("places", place, None, np.array([c for c, _ in PLACES])[level], np.array([n for _, n in PLACES], object)[level], population=(w.radius ** 2 / 40).astype(int))
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #5fc456a3
+# %% ../../nbs/reference/15_lab_osm.ipynb #3790735f
 def _ghosts(d: Draft, o: gpd.GeoDataFrame) -> None:
     for these, tag, far, share, layer, code, fclass in ((o[o.kind == "building"], "gone", 90.0, FAULTS["gone"], "buildings_a", 1500, "building"),
                                                         (o[(o.kind == "water") & o.tag.isin(["lake", "pond"])], "drained", 500.0, FAULTS["drained"], "water_a", 8200, "water")):
@@ -262,7 +259,7 @@ def _moved(geometry: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     xy, i = shapely.get_coordinates(geometry, return_index=True)
     return shapely.set_coordinates(geometry.copy(), xy + np.stack([dx, dy], -1)[i])
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #0059d6e4
+# %% ../../nbs/reference/15_lab_osm.ipynb #803d073f
 def _shifts(x: np.ndarray, y: np.ndarray, key: np.uint64) -> tuple[np.ndarray, np.ndarray]:
     "Displacement of what was traced at a place: two smooth fields, large where the imagery was bad."
     z = [error_field(x / 5, y / 5, key, "osm shift", p, 0.0) for p in ("omission", "commission", "classes")]
@@ -278,7 +275,7 @@ def _crossed(geometry: np.ndarray, bad: np.ndarray) -> np.ndarray:
         out[i] = shapely.Polygon(ring[[0, 2, 1, *range(3, len(ring))]])
     return out
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #ad62d990
+# %% ../../nbs/reference/15_lab_osm.ipynb #4c42190c
 def layers(geobox: GeoBox | xr.DataArray,  # any grid, or a raster on it
            seed: int = 0,  # of the world and of the mappers
            world: World | None = None,  # None: the world at the centre of the grid
@@ -298,7 +295,7 @@ def layers(geobox: GeoBox | xr.DataArray,  # any grid, or a raster on it
     _country(d, land, bounds)
     return _finish(d, bounds, geobox)
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #dc5268e1
+# %% ../../nbs/reference/15_lab_osm.ipynb #f7b0e37c
 def _blocks(world: World, bounds: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     "Middle (n, 2) and area of the settled blocks of a window."
     rows, cols = (range(int(bounds[k] // CHUNK), int(bounds[k + 2] // CHUNK) + 1) for k in (1, 0))
@@ -340,7 +337,7 @@ def _finish(d: Draft, bounds: tuple[float, ...], geobox: GeoBox) -> dict[str, gp
         out[layer].attrs.update(source="lab_osm", title=f"OSM extract, layer {layer} (simulated)", year=STATE, simulated=True, zone=d.world.zone)
     return out
 
-# %% ../../nbs/reference/15_lab_osm.ipynb #0b57c355
+# %% ../../nbs/reference/15_lab_osm.ipynb #e07d0762
 def write(folder: str | Path,  # where the files go; with `archive`, where the zip goes
           extract: dict[str, gpd.GeoDataFrame],  # as from `layers`
           archive: str | None = None,  # name of a zip to be made instead, e.g. "lab-latest-free.shp.zip"

@@ -7,7 +7,7 @@ __all__ = ['FACTS', 'PRODUCTS', 'GLC_CODES', 'ERRORS', 'KNOT', 'FINE', 'MARGIN',
            'HIDDEN', 'CLOUDS', 'Product', 'Errors', 'native_window', 'native_geobox', 'knots', 'fine_truth', 'density',
            'sieve', 'cover_codes', 'gisa_codes', 'first_years', 'product', 'truth_on']
 
-# %% ../../nbs/reference/14_lab_products.ipynb #11dc2867
+# %% ../../nbs/reference/14_lab_products.ipynb #a4bc6d91
 import math
 import threading
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ from .errors import box_sum, deviate, nodes_of, normal
 from .fields import ALWAYS, CODE, ISA_LUT, LC_LUT, draw, make_key, paint, take, within
 from .world import World, for_geobox, in_threads, pieces
 
-# %% ../../nbs/reference/14_lab_products.ipynb #72e984e6
+# %% ../../nbs/reference/14_lab_products.ipynb #558600d7
 FACTS = pd.DataFrame([
     ("gisa", "F1 of ISA", 0.954, "120,777 sites in 270 cities; omission 5.16 %, commission 0.82 %", "Huang et al. 2021, doi:10.5281/zenodo.5136330", "published"),
     ("gisa", "accuracy of ISA", 0.89, "as quoted in the Zones paper; its source predates GISA", "Zones paper, methods card A7", "published"),
@@ -45,7 +45,7 @@ FACTS = pd.DataFrame([
     ("gisa and glc_fcs30", "error among agreed pixels", 0.008, "500 points, 4 errors, mostly urban green belts", "Zones paper, methods card A6", "published"),
 ], columns=["product", "quantity", "value", "remark", "citation", "standing"])
 
-# %% ../../nbs/reference/14_lab_products.ipynb #ff22f29f
+# %% ../../nbs/reference/14_lab_products.ipynb #43a7800d
 @dataclass(frozen=True)
 class Product:
     "What a simulated product is like, wherever it is."
@@ -65,7 +65,7 @@ class Product:
     shared: float
     utm: bool = False  # native CRS is that of the world instead of EPSG:4326
 
-# %% ../../nbs/reference/14_lab_products.ipynb #5630ed00
+# %% ../../nbs/reference/14_lab_products.ipynb #0e930e26
 _GISA_STEP = 0.000269494585235856472
 PRODUCTS = {
     "gisa": Product("GISA-like first year of imperviousness", 2019, _GISA_STEP, 1, None, None, {}, 6, 1.25, 0.42, 0, 3, 8.0, 0.45),
@@ -75,7 +75,7 @@ PRODUCTS = {
     "from_glc10": Product("FROM-GLC10-like land cover", 2017, 10 / 111_319.49079327358, 80, 0, 120, {1: 20, 2: 40, 3: 10, 4: 30, 6: 90, 7: 60, 8: 50, 9: 100, 10: 70}, 3, 1.3, 0.55, 0, 1, 6.0, 0.45),
 }
 
-# %% ../../nbs/reference/14_lab_products.ipynb #3b3c2aaf
+# %% ../../nbs/reference/14_lab_products.ipynb #bbac99aa
 _WOODS = {"W1": (60, 62), "W2": (60, 62, 61), "W3": (60, 61, 62, 90), "W4": (50, 60, 62, 90)}
 _NEEDLE = {"W1": (71, 70), "W2": (71, 81), "W3": (71, 82, 70), "W4": (70, 72, 71)}
 _BARE = {"W1": (200, 202, 201), "W2": (200, 202, 150), "W3": (200, 153), "W4": (200, 153)}
@@ -88,7 +88,7 @@ GLC_CODES = {  # surface -> zone -> candidate codes, the most frequent first
     "tree_broadleaf": _WOODS, "tree_needle": _NEEDLE, "tundra": _every(140, 130), "wetland": _every(180,), "water_clear": _every(210,),
     "water_turbid": _every(210,), "water_dark": _every(210,), "snow": _every(220,)}
 
-# %% ../../nbs/reference/14_lab_products.ipynb #bdf2f33d
+# %% ../../nbs/reference/14_lab_products.ipynb #3122ce46
 @dataclass(frozen=True)
 class Errors:
     "Chances of error of one product in one zone."
@@ -101,16 +101,16 @@ class Errors:
     green: float
     classes: float
 
-# %% ../../nbs/reference/14_lab_products.ipynb #23cbff22
+# %% ../../nbs/reference/14_lab_products.ipynb #f0836e9b
 ERRORS = {
     ("gisa", "W1"): Errors(0.05, 0.50, 0.0025, 0.003, 0.08, 0.01, 0.06, 0),
     ("gisa", "W2"): Errors(0.05, 0.42, 0.0040, 0.004, 0.08, 0.01, 0.06, 0),
     ("gisa", "W3"): Errors(0.06, 0.32, 0.0250, 0.006, 0.15, 0.02, 0.10, 0),
-    ("gisa", "W4"): Errors(0.05, 0.40, 0.0200, 0.003, 0.10, 0.02, 0.08, 0),
+    ("gisa", "W4"): Errors(0.05, 0.40, 0.0200, 0.003, 0.10, 0.02, 0.10, 0),
     ("glc_fcs30", "W1"): Errors(0.11, 0.58, 0.0045, 0.004, 0.08, 0.02, 0.08, 0.06),
     ("glc_fcs30", "W2"): Errors(0.11, 0.55, 0.0065, 0.006, 0.10, 0.02, 0.08, 0.08),
     ("glc_fcs30", "W3"): Errors(0.09, 0.42, 0.0400, 0.010, 0.20, 0.03, 0.12, 0.11),
-    ("glc_fcs30", "W4"): Errors(0.16, 0.62, 0.0500, 0.008, 0.20, 0.05, 0.13, 0.12),
+    ("glc_fcs30", "W4"): Errors(0.26, 0.62, 0.0700, 0.008, 0.20, 0.08, 0.20, 0.12),
     ("esa", "W1"): Errors(0.06, 0.40, 0.0020, 0.002, 0.06, 0.01, 0.04, 0.30),
     ("esa", "W2"): Errors(0.06, 0.38, 0.0025, 0.003, 0.08, 0.01, 0.04, 0.30),
     ("esa", "W3"): Errors(0.05, 0.28, 0.0150, 0.004, 0.15, 0.02, 0.05, 0.30),
@@ -125,7 +125,7 @@ ERRORS = {
     ("from_glc10", "W4"): Errors(0.10, 0.45, 0.0500, 0.008, 0.20, 0.05, 0.08, 0.27),
 }
 
-# %% ../../nbs/reference/14_lab_products.ipynb #740cb898
+# %% ../../nbs/reference/14_lab_products.ipynb #760f8db8
 def _origin(p: Product) -> tuple[float, float]:
     return (0.0, 0.0) if p.utm else (-180.0, 90.0)
 
@@ -150,10 +150,10 @@ def native_geobox(name: str,  # product
     p, (x, y), (row, col, rows, cols) = PRODUCTS[name], _origin(PRODUCTS[name]), window
     return GeoBox((rows, cols), Affine(p.step, 0, x + col * p.step, 0, -p.step, y - row * p.step), crs if p.utm else "EPSG:4326")
 
-# %% ../../nbs/reference/14_lab_products.ipynb #9d4d67f2
+# %% ../../nbs/reference/14_lab_products.ipynb #7b6eb456
 KNOT = 64  # pixels between projected corners
 
-# %% ../../nbs/reference/14_lab_products.ipynb #c58cbd99
+# %% ../../nbs/reference/14_lab_products.ipynb #38a7ee4e
 def knots(name: str,  # product
           window: tuple[int, int, int, int],  # row, column, rows, columns on its lattice
           crs: str,  # the world's CRS
@@ -171,14 +171,14 @@ def knots(name: str,  # product
     lead = [float(normal(make_key(int(key), name, "lead", axis), 0, 0)) for axis in ("x", "y")]
     return at + p.shift * np.stack([0.8 * a + 0.3 * b for a, b in zip(lead, drift, strict=True)]), int(i[0, 0]), int(j[0, 0])
 
-# %% ../../nbs/reference/14_lab_products.ipynb #4e739c73
+# %% ../../nbs/reference/14_lab_products.ipynb #2b091e0e
 FINE = 4.0  # metres, side of a pixel of the internal truth
 MARGIN = 480.0  # metres of truth around a request: density is seen beyond its edge
 _PAD = 512.0  # metres: products of one request ask for almost, not quite, the same bounds
 _held: list[tuple] = []  # the last pieces: (world, bounds, land, {year: surface})
 _lock = threading.Lock()
 
-# %% ../../nbs/reference/14_lab_products.ipynb #be16b96c
+# %% ../../nbs/reference/14_lab_products.ipynb #08f53c92
 def _shape(bounds: tuple[float, float, float, float]) -> tuple[int, int]:  # of the fine grid
     return round((bounds[3] - bounds[1]) / FINE), round((bounds[2] - bounds[0]) / FINE)
 
@@ -197,7 +197,7 @@ def _drawn(world: World, land: np.ndarray, bounds: tuple[float, float, float, fl
 def _box(left: float, top: float, shape: tuple[int, int]) -> tuple[float, float, float, float]:
     return left, top - shape[0] * FINE, left + shape[1] * FINE, top
 
-# %% ../../nbs/reference/14_lab_products.ipynb #b34abdcd
+# %% ../../nbs/reference/14_lab_products.ipynb #df92c415
 def fine_truth(world: World,  # the world
                year: int,  # of the truth
                bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy in metres, multiples of FINE
@@ -217,7 +217,7 @@ def fine_truth(world: World,  # the world
     r, c = round((y1 - bounds[3]) / FINE), round((bounds[0] - x0) / FINE)
     return held[3][year][r:r + rows, c:c + cols]
 
-# %% ../../nbs/reference/14_lab_products.ipynb #7f3e8b25
+# %% ../../nbs/reference/14_lab_products.ipynb #c2a80313
 @njit(cache=True, nogil=True, inline="always")
 def _place(at, v, u, krow, kcol):  # world coordinates of a place given in knots
     i, j = int(np.floor(v)), int(np.floor(u))
@@ -279,10 +279,10 @@ def _look(truth, first, isa, x0, y0, at, krow, kcol, row, col, sides, footprint,
             if first.size > 0:
                 year[r, c] = order[hits // 2] if hits > 0 else 0
 
-# %% ../../nbs/reference/14_lab_products.ipynb #f1cdcd04
+# %% ../../nbs/reference/14_lab_products.ipynb #84fd7dbe
 CELL, REACH = 64.0, 4  # metres of a density cell; cells on each side that are averaged
 
-# %% ../../nbs/reference/14_lab_products.ipynb #543ac23a
+# %% ../../nbs/reference/14_lab_products.ipynb #81f1bb1d
 def density(truth: np.ndarray,  # uint8 surface codes on the fine grid, whole cells
             ) -> np.ndarray:  # float64, one value per cell, 0..1
     "Impervious share around each cell of 64 m."
@@ -290,7 +290,7 @@ def density(truth: np.ndarray,  # uint8 surface codes on the fine grid, whole ce
     cells = (ISA_LUT[truth] == 1).reshape(truth.shape[0] // n, n, truth.shape[1] // n, n).sum((1, 3))
     return box_sum(cells, REACH) / ((2 * REACH + 1) ** 2 * n * n)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #c9ef28a0
+# %% ../../nbs/reference/14_lab_products.ipynb #9ee2a695
 _SOIL, _FALLOW, _COVER, _GREEN = 1, 2, 3, 4
 CONFUSER = np.zeros(256, np.uint8)  # which chance of commission applies to a surface
 for _names, _group in ((("bare_soil", "gravel", "sand", "rock", "salt_crust"), _SOIL), (("fallow",), _FALLOW), (("greenhouse",), _COVER),
@@ -298,7 +298,7 @@ for _names, _group in ((("bare_soil", "gravel", "sand", "rock", "salt_crust"), _
     CONFUSER[[CODE[n] for n in _names]] = _group
 DENSE = 0.30  # density of a town centre: there omit_core applies, and green in full
 
-# %% ../../nbs/reference/14_lab_products.ipynb #6aa2eca3
+# %% ../../nbs/reference/14_lab_products.ipynb #f930e601
 @njit(cache=True, nogil=True, inline="always")
 def _phi(z):
     return 0.5 * math.erfc(-z * 0.7071067811865476)
@@ -330,7 +330,7 @@ def _verdict(imp, soft, wet, cover, n, mix, errors, trouble, dense, x0, y0, coar
                 p = p * (1 + 2 * f) + margin * 4 * w * (1 - w)
                 isa[r, c] = p > 0 and _phi(deviate(coarse, fine, lattice, 1, x, y)) < p
 
-# %% ../../nbs/reference/14_lab_products.ipynb #3420284f
+# %% ../../nbs/reference/14_lab_products.ipynb #0f77ce93
 def sieve(isa: np.ndarray,  # bool (y, x)
           unit: int,  # pixels; 1 changes nothing
           ) -> np.ndarray:  # bool (y, x)
@@ -342,14 +342,14 @@ def sieve(isa: np.ndarray,  # bool (y, x)
         isa = isa ^ small[parts]
     return isa
 
-# %% ../../nbs/reference/14_lab_products.ipynb #37268d8a
+# %% ../../nbs/reference/14_lab_products.ipynb #7d908c3f
 _DRYLAND = ("W1", "W2")
 MISTAKES = {1: (0.6, "shrub", "grass"), 2: (1.6, "grass", "tree_broadleaf"), 3: (0.7, "grass", "bare_soil"), 4: (2.0, "crop_rainfed", "shrub"),
             6: (1.3, "steppe", "crop_rainfed"), 7: (0.25, "wetland", "bare_soil"), 8: (1.4, "grass", "water_turbid"), 9: (1.0, "rock", "bare_soil"), 10: (1.4, "rock", "grass")}
 HIDDEN = {"W1": "bare_soil", "W2": "bare_soil", "W3": "crop_rainfed", "W4": "grass"}  # what an omitted pixel becomes where nothing pervious is in it
 CLOUDS = {"W1": 0.0002, "W2": 0.0004, "W3": 0.0006, "W4": 0.0015}  # share under cloud in products whose legend has the class; inferred
 
-# %% ../../nbs/reference/14_lab_products.ipynb #c24e2713
+# %% ../../nbs/reference/14_lab_products.ipynb #cae3f9bf
 def cover_codes(name: str,  # a product with land-cover classes
                 zone: str,  # W1..W4
                 cover: np.ndarray,  # uint8 surface codes of the commonest pervious surface, 0 where there is none
@@ -384,7 +384,7 @@ def _recode(cover, quantile, hidden, limit, swap, lut, out):
             f = d * 7 - np.floor(d * 7)
             out[r, c] = lut[s, 0 if f < 0.6 else 1 if f < 0.85 else 2 if f < 0.95 else 3]
 
-# %% ../../nbs/reference/14_lab_products.ipynb #a06fd7cd
+# %% ../../nbs/reference/14_lab_products.ipynb #f5cca6b2
 def gisa_codes(year: np.ndarray,  # int16, year of building, 0 where nothing impervious is in the pixel
                quantile: np.ndarray,  # float32 0..1, patchy
                last: int,  # the year of the product
@@ -394,7 +394,7 @@ def gisa_codes(year: np.ndarray,  # int16, year of building, 0 where nothing imp
     code = np.where(year <= 1972, 1, np.where(year <= 1978, 2, np.maximum(year - 1982, 3)))
     return np.where(year > last, 0, code).astype(np.uint8)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #ea1eea95
+# %% ../../nbs/reference/14_lab_products.ipynb #5711cac4
 def first_years(world: World,  # the world
                 bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy in metres; multiples of FINE
                 ) -> np.ndarray:  # int16 (y, x) on the fine grid; 0 where nothing was ever built
@@ -412,10 +412,10 @@ def first_years(world: World,  # the world
     in_threads(one, pieces(bounds[0], bounds[3], FINE, shape))
     return year.astype(np.int16)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #9869f46e
+# %% ../../nbs/reference/14_lab_products.ipynb #1de62204
 _TILE = 24_000.0  # metres, side of a piece
 
-# %% ../../nbs/reference/14_lab_products.ipynb #6fb09903
+# %% ../../nbs/reference/14_lab_products.ipynb #03835a25
 def _bounds(geobox: GeoBox, crs: str, pad: float) -> tuple[float, float, float, float]:  # in the world's CRS, whole density cells
     e = geobox.extent.to_crs(crs, resolution=geobox.extent.boundingbox.span_x / 16).boundingbox
     low, high = (lambda v: float(np.floor((v - pad) / CELL) * CELL)), (lambda v: float(np.ceil((v + pad) / CELL) * CELL))
@@ -452,7 +452,7 @@ def _piece(name: str, world: World, key: np.uint64, year: int, window: tuple[int
     out = np.where(isa, np.uint8(p.impervious), cover_codes(name, world.zone, cover[inner], quantile))
     return np.where(quantile > 1 - CLOUDS[world.zone], np.uint8(p.cloud), out) if p.cloud else out
 
-# %% ../../nbs/reference/14_lab_products.ipynb #7aab8c9d
+# %% ../../nbs/reference/14_lab_products.ipynb #6cdf02b0
 def _tiles(name: str, window: tuple[int, int, int, int]) -> Iterable[tuple[int, int, int, int]]:
     p, (row, col, rows, cols) = PRODUCTS[name], window
     high = p.step if p.utm else p.step * 111_320
@@ -483,7 +483,7 @@ def product(name: str,  # gisa, glc_fcs30, esa, esri or from_glc10
     attrs = {"source": f"lab_{name}", "title": f"{p.title} (simulated)", "year": year, "simulated": True, "zone": world.zone, "seed": seed}
     return raster(out, native_geobox(name, window, world.crs), f"lab_{name}", p.nodata, **attrs)
 
-# %% ../../nbs/reference/14_lab_products.ipynb #46c49d4b
+# %% ../../nbs/reference/14_lab_products.ipynb #3a9a7227
 def truth_on(name: str,  # product
              geobox: GeoBox | xr.DataArray,  # any grid, or a raster on it
              seed: int = 0,  # of the world

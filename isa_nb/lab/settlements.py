@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'PIN_RADIUS', 'GROWTH', 'AIRPORT', 'ROADS', 'CLASS_OF_LEVEL', 'WINDING', 'Settlements', 'airports', 'cities',
            'settlements', 'outline', 'gates', 'highways']
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #e27709a2
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #3fa78711
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,16 +14,16 @@ import numpy as np
 from .fields import ALWAYS, CODE, LINE, Shapes, concat, hash64, noise, shapes, stream, take, within
 from .land import Plane, Water, hilliness
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #49a5b24c
-LEVELS = {  # city, town, village: gap, chance, median radius, spread
-    "W1": ((80_000, 0.5, 1300, 0.25), (24_000, 0.5, 480, 0.3), (4000, 0.22, 175, 0.3)),
-    "W2": ((56_000, 0.7, 1400, 0.25), (11_000, 0.85, 600, 0.3), (2400, 1.0, 232, 0.35)),
-    "W3": ((28_000, 0.95, 3200, 0.30), (6500, 0.95, 1000, 0.3), (1350, 0.96, 352, 0.35)),
-    "W4": ((50_000, 0.8, 2000, 0.30), (11_000, 0.9, 540, 0.3), (1350, 0.60, 130, 0.35))}
-PIN_RADIUS = {"W1": 1500, "W2": 900, "W3": 3000, "W4": 2250}
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #c16f3203
+LEVELS = {  # city, town, village: gap, chance, smallest and largest radius
+    "W1": ((80_000, 0.5, 825, 6000), (24_000, 0.5, 370, 825), (4000, 0.22, 104, 294)),
+    "W2": ((56_000, 0.7, 1450, 4200), (11_000, 0.85, 390, 1450), (2400, 1.0, 118, 395)),
+    "W3": ((28_000, 0.95, 2580, 7000), (6500, 0.95, 600, 2580), (1350, 0.96, 200, 672)),
+    "W4": ((50_000, 0.8, 1570, 5500), (11_000, 0.9, 330, 1570), (1350, 0.60, 71, 238))}
+PIN_RADIUS = {"W1": 1500, "W2": 900, "W3": 3000, "W4": 2890}  # of the study city
 GROWTH = {"W1": (0.80, 0.92), "W2": (0.82, 0.95), "W3": (0.86, 0.96), "W4": (0.74, 0.92)}  # radius of 2015 as a share of that of 2023
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #e2b7c35d
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #e18f0dd2
 @dataclass
 class Settlements:
     "Settlements in flat arrays."
@@ -45,20 +45,28 @@ class Settlements:
 def _join(a: Settlements, b: Settlements) -> Settlements:
     return Settlements(*(np.concatenate([getattr(a, f.name), getattr(b, f.name)]) for f in fields(Settlements)))
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #2361ea8f
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #2c2630b1
 def _level(p: Plane, level: int, bounds: tuple[float, ...]) -> Settlements:
     "Candidates of one level near a window."
-    gap, chance, median, spread = LEVELS[p.zone][level]
-    i, j = np.meshgrid(np.arange(int(bounds[0] // gap), int(bounds[2] // gap) + 1), np.arange(int(bounds[1] // gap), int(bounds[3] // gap) + 1))
+    gap, chance, smallest, largest = LEVELS[p.zone][level]
+    far = _grow(bounds, 2.15 * largest + 150) if level < 2 else bounds
+    i, j = np.meshgrid(np.arange(int(far[0] // gap), int(far[2] // gap) + 1), np.arange(int(far[1] // gap), int(far[3] // gap) + 1))
     i, j = i.ravel(), j.ravel()
     r = lambda name: stream(p.key, f"{name} {level}", i, j)  # noqa: E731
     x, y = (i + 0.12 + 0.76 * r("sx")) * gap, (j + 0.12 + 0.76 * r("sy")) * gap
-    radius = median * np.exp(spread * 1.73 * (2 * r("sr") - 1))
+    radius = smallest / np.sqrt(1 - r("sr") * (1 - (smallest / largest) ** 2)) if level < 2 else smallest * (largest / smallest) ** r("sr")
     wet = noise(x, y, 9000, p.key + np.uint64(4), 4) if p.style["oasis"] and level else np.full(x.shape, 0.28)
     hill = hilliness(p, x, y, np.full(x.shape, 2000.0))
     there = r("there") < chance * np.clip(0.3 + 2.5 * wet, 0.05, 2) * np.clip(1.25 - 1.6 * hill, 0, 1)
     key = hash64(p.key, 20 + level, i, j)
-    return _oriented(p, x, y, radius, level, key)[there]
+    s = _oriented(p, x, y, radius, level, key)[there]
+    return s if level == 2 else s[_largest_around(s) & (s.x >= bounds[0]) & (s.x <= bounds[2]) & (s.y >= bounds[1]) & (s.y <= bounds[3])]
+
+
+def _largest_around(s: Settlements) -> np.ndarray:
+    "Which settlements touch no larger one of their level."
+    d = np.hypot(s.x[:, None] - s.x, s.y[:, None] - s.y)
+    return ~((s.radius > s.radius[:, None]) & (d <= 1.15 * s.radius + s.radius[:, None] + 150)).any(1)
 
 
 def _oriented(p: Plane, x: np.ndarray, y: np.ndarray, radius: np.ndarray, level: int, key: np.ndarray) -> Settlements:
@@ -67,7 +75,7 @@ def _oriented(p: Plane, x: np.ndarray, y: np.ndarray, radius: np.ndarray, level:
     g15 = np.minimum(lo + (hi - lo) * stream(key, "g15") + (0.04 * level), 0.985)
     return Settlements(x, y, radius, np.full(x.shape, level), free * (stream(key, "theta") - 0.5), g15, key)
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #81c6972f
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #2a813b56
 def _pinned(p: Plane) -> Settlements:
     k = np.arange(len(p.pins))
     radius = PIN_RADIUS[p.zone] * np.where(k == 0, 1, 0.9 + 0.5 * stream(p.key, "pin", k))
@@ -81,7 +89,7 @@ def _clear(s: Settlements, others: Settlements, factor: float, gap: float) -> np
     d = np.hypot(s.x[:, None] - others.x, s.y[:, None] - others.y)
     return (d > factor * others.radius + s.radius[:, None] + gap).all(1)
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #395d0bd8
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #769fb43f
 AIRPORT = 2600.0  # metres: half the length that is kept free
 
 
@@ -94,7 +102,7 @@ def airports(s: Settlements,  # settlements, of which only cities count
     return Settlements(s.x[i] + d * np.cos(phi), s.y[i] + d * np.sin(phi), np.full(len(i), AIRPORT * 0.7), np.zeros(len(i), int),
                        phi + np.pi / 2 + 0.6 * (stream(s.key[i], "runway") - 0.5), np.ones(len(i)), hash64(s.key[i], 31, 0, 0))
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #c96fccfe
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #a89068ba
 def _grow(b: tuple[float, ...], m: float) -> tuple[float, ...]:
     return b[0] - m, b[1] - m, b[2] + m, b[3] + m
 
@@ -116,13 +124,13 @@ def settlements(p: Plane,  # the plane
     out = cities(p, _grow(bounds, 25_000))
     ports = airports(out)
     for level in range(1, lowest + 1):
-        c = _level(p, level, _grow(bounds, 5000 / level ** 2))  # far enough to know every town that keeps a village away
+        c = _level(p, level, _grow(bounds, 5200 / level ** 2))  # far enough to know every town that keeps a village away
         c = c[~w.covers(c.x, c.y, 60.0)]
         out = _join(out, c[_clear(c, out, 1.15, 150.0) & _clear(c, ports, 1.0, 100.0)])
     m = 1.8 * out.radius + 200
     return out[(out.x + m > bounds[0]) & (out.x - m < bounds[2]) & (out.y + m > bounds[1]) & (out.y - m < bounds[3])]
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #c393e464
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #76553518
 def outline(s: Settlements,  # settlements
             i: np.ndarray,  # which of them
             phi: np.ndarray,  # direction in its own frame, radians
@@ -143,7 +151,7 @@ def gates(s: Settlements,  # settlements
     r = outline(s, i, phi) * share
     return s.x[i] + r * np.cos(phi + s.theta[i]), s.y[i] + r * np.sin(phi + s.theta[i])
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #7580bbc7
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #353bf3e9
 def _gabriel(x: np.ndarray, y: np.ndarray, longest: float) -> np.ndarray:
     "(n, 2) index pairs a < b."
     d2 = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
@@ -155,12 +163,12 @@ def _gabriel(x: np.ndarray, y: np.ndarray, longest: float) -> np.ndarray:
         keep[q] = ~other.any(1)
     return np.stack([a[keep], b[keep]], -1)
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #509a2426
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #ca342c8b
 ROADS = {"motorway": 26, "trunk": 20, "primary": 14, "secondary": 10, "tertiary": 7, "unclassified": 5, "residential": 6, "service": 4, "track": 3.5}  # widths, m
 CLASS_OF_LEVEL = ("trunk", "secondary", "unclassified")
 WINDING = {"W1": 0.05, "W2": 0.10, "W3": 0.05, "W4": 0.16}
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #c44ac51e
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #e2039c9f
 def highways(p: Plane,  # the plane
              bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
              w: Water,  # water near the bounds grown by 3.4 village gaps
@@ -192,7 +200,7 @@ def _towns_dry(p: Plane, bounds: tuple[float, ...]) -> Settlements:
     c = _level(p, 1, bounds)
     return _join(out, c[_clear(c, out, 1.15, 150.0)])
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #f64a3037
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #184a24c6
 def _ordered(s: Settlements, pairs: np.ndarray, salt: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Ends of links in an order that does not depend on the window, and their keys."
     a, b = pairs.T
@@ -217,7 +225,7 @@ def _links(p: Plane, s: Settlements, pairs: np.ndarray, name: str) -> Shapes:
     code = np.where(stream(key, "road code") < (0.85 if name != "unclassified" else 0.35), CODE["asphalt"], CODE["concrete"])
     return shapes(pts, "road", code, 32 if name != "unclassified" else 31, key, geom=LINE, width=ROADS[name], built=built, tag=name)
 
-# %% ../../nbs/reference/12d_lab_settlements.ipynb #d6f6e7f5
+# %% ../../nbs/reference/12d_lab_settlements.ipynb #87cd476a
 def _city_links(p: Plane, s: Settlements, pairs: np.ndarray) -> list[Shapes]:
     a, b, key = _ordered(s, pairs, 1)
     out = []

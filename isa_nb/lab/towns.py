@@ -6,7 +6,7 @@
 __all__ = ['USES', 'MIX', 'ROOFS', 'ZONE_ROOFS', 'Blocks', 'Frame', 'split', 'uses', 'roofs', 'Rects', 'lots', 'houses',
            'apartments', 'big_boxes', 'streets', 'trees', 'settled']
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #2c2c8c8d
+# %% ../../nbs/reference/12e_lab_towns.ipynb #40870dcd
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,7 +15,7 @@ from .fields import CODE, DISC, KINDS, LINE, Shapes, concat, hash64, noise, shap
 from .land import Plane, Water, line_distance
 from .settlements import Settlements, _grow, airports, highways, outline, settlements
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #3b572ff7
+# %% ../../nbs/reference/12e_lab_towns.ipynb #d67d1761
 @dataclass
 class Blocks:
     "Rectangles in the frames of their settlements."
@@ -59,7 +59,7 @@ class Frame:
         late = stream(key, "infill") < 0.04
         return np.clip(np.where(late, 2015 + 9 * stream(key, "infill year"), np.where(rho < g, np.minimum(q, 2014.9), np.maximum(q, 2015))), 1950, 2023).astype(int)
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #90c1a6ea
+# %% ../../nbs/reference/12e_lab_towns.ipynb #aea71799
 def _street(size: np.ndarray, level: np.ndarray, zone: str) -> np.ndarray:
     "Width of the street that splits a rectangle of this size."
     big = np.where(size > 1100, 30, np.where(size > 520, 20, np.where(size > 240, 12, 7.0)))
@@ -72,7 +72,7 @@ def _target(key: np.ndarray, level: np.ndarray) -> np.ndarray:
     u = stream(key, "target")
     return np.where(level == 2, 55 + 70 * u, np.where(level == 1, 75 + 110 * u, 95 + 170 * u ** 1.5))
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #892dc635
+# %% ../../nbs/reference/12e_lab_towns.ipynb #61c415fc
 def split(f: Frame,  # settlements of the window
           bounds: tuple[float, float, float, float],  # of the window
           ) -> tuple[Blocks, dict[str, np.ndarray]]:  # blocks; street lines: town, ends (n, 4), width, key
@@ -96,7 +96,7 @@ def split(f: Frame,  # settlements of the window
     blocks = Blocks(*(np.concatenate([getattr(d, q.name) for d in done]) for q in fields(Blocks)))
     return blocks, {k: np.concatenate([q[k] for q in lines]) if lines else np.empty((0, 4) if k == "ends" else 0) for k in ("town", "ends", "width", "key", "main")}
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #1344010d
+# %% ../../nbs/reference/12e_lab_towns.ipynb #7570dbe3
 def _halve(f: Frame, t: Blocks, size: np.ndarray, step: int) -> tuple[Blocks, dict[str, np.ndarray]]:
     b, level = t.box, f.s.level[t.town]
     across = (b[:, 2] - b[:, 0] > b[:, 3] - b[:, 1]).astype(int)  # 1: cut u, 0: cut v
@@ -126,7 +126,7 @@ def _touching(f: Frame, t: Blocks, bounds: tuple[float, ...]) -> np.ndarray:
     inside = np.hypot(u, v) - half < 1.75 * f.s.radius[t.town]
     return inside & (x + m > bounds[0]) & (x - m < bounds[2]) & (y + m > bounds[1]) & (y - m < bounds[3])
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #447f4e20
+# %% ../../nbs/reference/12e_lab_towns.ipynb #0474f096
 USES = ["house", "apartments", "commercial", "industrial", "school", "park", "plaza", "parking", "vacant", "service"]
 MIX = {  # level: (centre, edge) weights in the order of USES
     0: ((8, 34, 24, 2, 5, 7, 5, 4, 3, 4), (20, 26, 4, 26, 4, 6, 1, 1, 9, 2)),
@@ -137,7 +137,7 @@ ROOFS = {  # use: zone-independent weights over roof_bright, roof_dark, roof_red
     "industrial": (34, 6, 4, 38, 18, 0), "school": (10, 10, 30, 10, 40, 0), "service": (20, 10, 25, 10, 35, 0)}
 ZONE_ROOFS = {"W1": (1.2, 0.4, 0.5, 0.8, 1.0, 42), "W2": (1.4, 0.5, 0.9, 1.0, 0.9, 20), "W3": (0.9, 0.9, 1.1, 1.1, 1.0, 0), "W4": (0.6, 1.8, 0.8, 1.0, 0.9, 0)}
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #554a06bd
+# %% ../../nbs/reference/12e_lab_towns.ipynb #6c99521c
 def _pick(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
     "Index drawn from rows of weights."
     c = np.cumsum(weights, -1)
@@ -160,7 +160,7 @@ def roofs(zone: str, use: str, key: np.ndarray) -> np.ndarray:
     w[5] = 1 if use == "house" else 0
     return 1 + _pick(np.broadcast_to(w * ZONE_ROOFS[zone], (len(key), 6)), stream(key, "roof"))
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #8dc7aa64
+# %% ../../nbs/reference/12e_lab_towns.ipynb #b582ac17
 @dataclass
 class Rects:
     "Rectangles to become polygons."
@@ -183,7 +183,7 @@ def _rects(b: Blocks, i: np.ndarray, box: np.ndarray, code: np.ndarray | int, ke
     return Rects(b.town[i][ok], box[ok], full(code, np.uint8), key[ok], full(built, int), full(height, float),
                  np.zeros((ok.sum(), 2)) if notch is None else notch[ok], kind, layer, full(tag, object))
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #5327c685
+# %% ../../nbs/reference/12e_lab_towns.ipynb #16c31806
 def lots(box: np.ndarray,  # (n, 4) rectangles
          pitch: tuple[np.ndarray | float, np.ndarray | float],  # wished size of a lot along u and v
          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # index of the rectangle, number of the lot in it, (m, 4) lots
@@ -196,7 +196,7 @@ def lots(box: np.ndarray,  # (n, 4) rectangles
     u, v = box[i, 0] + (k % nu[i]) * du, box[i, 1] + (k // nu[i]) * dv
     return i, k, np.stack([u, v, u + du, v + dv], -1)
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #1d145d08
+# %% ../../nbs/reference/12e_lab_towns.ipynb #a57c4e30
 def _placed(cell: np.ndarray, key: np.ndarray, fill_u: tuple[float, float], fill_v: tuple[float, float], top: float = 0.5) -> np.ndarray:
     "A rectangle inside each lot, covering a random part of it; top = 1: against the far side."
     w, h = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
@@ -212,7 +212,7 @@ def _ells(key: np.ndarray, share: float) -> np.ndarray:
     el = stream(key, "ell") < share
     return np.stack([0.3 + 0.35 * stream(key, "notch u"), 0.35 + 0.3 * stream(key, "notch v")], -1) * el[:, None]
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #ba841b6e
+# %% ../../nbs/reference/12e_lab_towns.ipynb #8989b7cc
 def houses(f: Frame, b: Blocks, built: np.ndarray) -> list[Rects]:
     "Rows of houses with yards; attached in the north, detached in W4."
     z = f.p.zone
@@ -232,7 +232,7 @@ def houses(f: Frame, b: Blocks, built: np.ndarray) -> list[Rects]:
             _rects(b, i, _placed(cell, key, fu, fv, 0.9), roofs(z, "house", key), key, own, "building", 40, "house",
                    3.5 + 3.2 * np.floor(stream(key, "floors") * (3.4 if z == "W4" else 1.8)), _ells(key, 0.4))]
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #5322eaa7
+# %% ../../nbs/reference/12e_lab_towns.ipynb #d2b36ea0
 def apartments(f: Frame, b: Blocks, built: np.ndarray) -> list[Rects]:
     "Slabs facing south, or towers, over lawns, paths and parking."
     tower = stream(b.quarter, "tower") < np.where(built > 2005, 0.6, 0.12)
@@ -255,7 +255,7 @@ def apartments(f: Frame, b: Blocks, built: np.ndarray) -> list[Rects]:
             _rects(b, i[there], box[there], code[there], key[there], built[i][there], "building", 40, "apartments", height[there],
                    _ells(key, 0.1)[there] * np.where(tower[i], 1, 0)[there, None])]
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #e700a167
+# %% ../../nbs/reference/12e_lab_towns.ipynb #1e41ad92
 def big_boxes(f: Frame, b: Blocks, built: np.ndarray, use: str) -> list[Rects]:
     "Commerce, industry, schools and services: few large buildings on paved ground."
     pitch, fu, fv, share, ell = {"commercial": ((58, 58), (0.6, 0.95), (0.55, 0.92), 0.93, 0.45), "industrial": ((105, 62), (0.62, 0.93), (0.5, 0.85), 0.82, 0.18),
@@ -271,7 +271,7 @@ def big_boxes(f: Frame, b: Blocks, built: np.ndarray, use: str) -> list[Rects]:
     late = np.where(stream(key, "late") < 0.15, np.minimum(built[i] + 2, 2023), built[i])
     return [_rects(b, i, _placed(cell, key, fu, fv), code, key, late, "building", 40, use, height, _ells(key, ell))]
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #cc9383ac
+# %% ../../nbs/reference/12e_lab_towns.ipynb #3f13736a
 def _ground(f: Frame, b: Blocks, use: np.ndarray, built: np.ndarray) -> Rects:
     "What lies between the buildings of a block."
     z, u = f.p.zone, stream(b.key, "ground")
@@ -289,7 +289,7 @@ def _ground(f: Frame, b: Blocks, use: np.ndarray, built: np.ndarray) -> Rects:
     tag = np.where(tag == "service", np.where(fuel < 0.35, "fuel", np.where(fuel < 0.6, "bus_station", "place_of_worship")), tag)
     return _rects(b, np.arange(len(use)), b.box, code, b.key, built, "block", 20, tag)
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #aa9c6eae
+# %% ../../nbs/reference/12e_lab_towns.ipynb #b704a168
 def _details(f: Frame, b: Blocks, use: np.ndarray, built: np.ndarray) -> list[Rects]:
     "Sports grounds, lawns, ponds and the bare ground of the year before building."
     out = []
@@ -302,7 +302,7 @@ def _details(f: Frame, b: Blocks, use: np.ndarray, built: np.ndarray) -> list[Re
                           "water" if tag == "pond" else "patch", 24, tag))
     return out
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #b8682466
+# %% ../../nbs/reference/12e_lab_towns.ipynb #116d5c09
 def streets(f: Frame, lines: dict[str, np.ndarray], w: Water) -> tuple[Shapes, dict[str, np.ndarray]]:
     "Street pieces inside the outlines; also their geometry in the settlement frames."
     e = lines["ends"]
@@ -330,7 +330,7 @@ def streets(f: Frame, lines: dict[str, np.ndarray], w: Water) -> tuple[Shapes, d
     s = shapes(pts, "road", np.where(dirt, CODE["bare_soil"], code), 30, key, geom=LINE, width=width * np.where(width > 15, 0.8, 0.85), built=built, tag=tag)
     return s, dict(town=town, p0=p0, p1=p1, width=width, key=key, built=built)
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #72df2596
+# %% ../../nbs/reference/12e_lab_towns.ipynb #025fd1dd
 def trees(f: Frame, st: dict[str, np.ndarray], b: Blocks, use: np.ndarray, built: np.ndarray) -> Shapes:
     "Crowns along streets, in parks, between slabs and in yards."
     d = st["p1"] - st["p0"]
@@ -359,7 +359,7 @@ def trees(f: Frame, st: dict[str, np.ndarray], b: Blocks, use: np.ndarray, built
     code = np.where(stream(key, "needle") < 0.12, CODE["tree_needle"], CODE["tree_broadleaf"])
     return shapes(np.stack(f.to_plane(town, u, v), -1)[:, None], "tree", code, 50, key, geom=DISC, width=size, built=year, height=1.3 * size, tag="tree")
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #6426bb50
+# %% ../../nbs/reference/12e_lab_towns.ipynb #ceaf55e4
 def _polygons(f: Frame, r: Rects) -> Shapes:
     "Rectangles and Ls on the plane."
     u0, v0, u1, v1 = r.box.T
@@ -393,7 +393,7 @@ def _in_the_way(s: Shapes, roads: Shapes) -> np.ndarray:
     out = line_distance(s.xy[:, 0], s.xy[:, 1], segs, 2.0)
     return np.minimum.reduceat(out, s.start[:-1]) < 1.0
 
-# %% ../../nbs/reference/12e_lab_towns.ipynb #53f83297
+# %% ../../nbs/reference/12e_lab_towns.ipynb #81b30fde
 def settled(p: Plane,  # the plane
             bounds: tuple[float, float, float, float],  # minx, miny, maxx, maxy
             w: Water,  # water near the bounds grown by WATER_MARGIN

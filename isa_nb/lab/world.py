@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'KEPT', 'Piece', 'STRIP', 'Chunk', 'fine_steps', 'World', 'pieces', 'in_threads', 'for_geobox']
 
-# %% ../../nbs/reference/12_lab_world.ipynb #7d0ee9bd
+# %% ../../nbs/reference/12_lab_world.ipynb #cbacb192
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from .land import PLACES, STUDY, Plane, terrain, water  # noqa: F401
 from .settlements import LEVELS, settlements
 from .towns import settled
 
-# %% ../../nbs/reference/12_lab_world.ipynb #58e5c676
+# %% ../../nbs/reference/12_lab_world.ipynb #05a71287
 CHUNK, KEPT = 4096.0, 48
 
 
@@ -50,7 +50,7 @@ class Chunk:
 def _grow(b: tuple[float, ...], m: float) -> tuple[float, ...]:
     return b[0] - m, b[1] - m, b[2] + m, b[3] + m
 
-# %% ../../nbs/reference/12_lab_world.ipynb #36e61d59
+# %% ../../nbs/reference/12_lab_world.ipynb #206daf72
 def fine_steps(resolution: float,  # pixel side in metres
                ) -> int:  # points per side
     "How many points per pixel side a raster is made from."
@@ -85,7 +85,7 @@ def _mean_of(fine, k, lut, out):
                     s += lut[fine[r * k + a, c * k + b]]
             out[r, c] = s / (k * k)
 
-# %% ../../nbs/reference/12_lab_world.ipynb #4d8003c9
+# %% ../../nbs/reference/12_lab_world.ipynb #fa78b167
 class World:
     "A simulated, unbounded plane of one zone: the same for everyone who names the same zone, CRS and seed."
 
@@ -154,7 +154,7 @@ class World:
         "Vector objects that touch a window, in painting order."
         return _objects(self, bounds, year)
 
-# %% ../../nbs/reference/12_lab_world.ipynb #a1a5bfd2
+# %% ../../nbs/reference/12_lab_world.ipynb #f036638f
 Piece = tuple[int, int, slice, slice, float, float]
 
 
@@ -189,7 +189,7 @@ def _render(world: World, x0: float, y0: float, res: float, shape: tuple[int, in
     in_threads(one, pieces(x0, y0, res, shape))
     return out
 
-# %% ../../nbs/reference/12_lab_world.ipynb #c7cc0f21
+# %% ../../nbs/reference/12_lab_world.ipynb #de79b78f
 STRIP = 24_000_000  # fine pixels rendered at once
 
 
@@ -215,7 +215,7 @@ def _metres(geobox: GeoBox, crs: str) -> float:
     x, y = Transformer.from_crs(geobox.crs, crs, always_xy=True).transform(*zip(a * (nx / 2, ny / 2), a * (nx / 2 + 1, ny / 2), a * (nx / 2, ny / 2 + 1), strict=True))
     return float(min(np.hypot(x[1] - x[0], y[1] - y[0]), np.hypot(x[2] - x[0], y[2] - y[0])))
 
-# %% ../../nbs/reference/12_lab_world.ipynb #45198e17
+# %% ../../nbs/reference/12_lab_world.ipynb #7128bc4c
 @njit(cache=True, nogil=True)
 def _lookup(cx, cy, k, code, x0, y0, res, out):  # corners (ny+1, nx+1) -> code at k x k points of each pixel
     for r in range(cx.shape[0] - 1):
@@ -247,7 +247,7 @@ def _foreign(world: World, geobox: GeoBox, year: int, k: int) -> np.ndarray:
         out[:, c * k:c * k + part.shape[1]] = part
     return out
 
-# %% ../../nbs/reference/12_lab_world.ipynb #ade9b5b7
+# %% ../../nbs/reference/12_lab_world.ipynb #7ae368e4
 def _objects(world: World, bounds: tuple[float, float, float, float], year: int | None) -> gpd.GeoDataFrame:
     chunks = [world.chunk(i, j).shapes for j in range(int(bounds[1] // CHUNK), int(bounds[3] // CHUNK) + 1) for i in range(int(bounds[0] // CHUNK), int(bounds[2] // CHUNK) + 1)]
     s = within(concat(chunks), bounds)
@@ -273,7 +273,7 @@ def _objects(world: World, bounds: tuple[float, float, float, float], year: int 
     frame.attrs.update(simulated="yes", zone=world.zone, seed=world.seed)
     return frame
 
-# %% ../../nbs/reference/12_lab_world.ipynb #0d3314ee
+# %% ../../nbs/reference/12_lab_world.ipynb #ec795ef8
 def for_geobox(geobox: GeoBox,  # any grid with a CRS
                seed: int = 0,  # seed of the world
                zone: str | None = None,  # "W1".."W4"; None: by the simulated climate at the centre
