@@ -8,13 +8,14 @@ __all__ = ['Access', 'DOI', 'LICENCES', 'KINDS', 'keys_of', 'Code', 'Legend', 'F
            'StacAccess', 'ZenodoAccess', 'HttpAccess', 'TilesAccess', 'GeofabrikAccess', 'Source', 'Roles', 'Area',
            'Rain', 'Fact', 'Zone']
 
-# %% ../nbs/reference/10a_entries.ipynb #b79e6889
+# %% ../nbs/reference/10a_entries.ipynb #79c7bf5e
 import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+import rioxarray  # noqa: F401  registers .rio
 import xarray as xr
 from fastcore.basics import patch
 from odc.geo.geobox import GeoBox
@@ -26,7 +27,7 @@ from .core import (IMPERVIOUS, LAND_COVER, LAND_COVER_IGNORE, NODATA, PERVIOUS, 
                          square_geobox, utm_crs)
 from .drivers import LAB_LAYERS, RASTER_KINDS
 
-# %% ../nbs/reference/10a_entries.ipynb #e14386f3
+# %% ../nbs/reference/10a_entries.ipynb #75ef8e95
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,7 +56,7 @@ class Legend(_Entry):
     inferred: bool = False  # all meanings are inferred
     lc_inferred: bool = True  # the 11-class codes are inferred
 
-# %% ../nbs/reference/10a_entries.ipynb #234fc056
+# %% ../nbs/reference/10a_entries.ipynb #51ecf512
 class FileOptions(_Entry):
     "A source on disk; paths are relative to the catalogue file that states them."
     path: str | list[str]  # a file, a pattern, a list of tiles; {year} is replaced
@@ -108,7 +109,7 @@ class GeofabrikOptions(_Entry):
     region: str | None = None
     date: str | None = None  # YYMMDD
 
-# %% ../nbs/reference/10a_entries.ipynb #4ff17e89
+# %% ../nbs/reference/10a_entries.ipynb #ded15e39
 class AnyAccess(_Entry):
     "What all ways of access have in common: a driver and its options."
 
@@ -150,12 +151,12 @@ class GeofabrikAccess(AnyAccess):
 
 Access = Annotated[FileAccess | LabAccess | StacAccess | ZenodoAccess | HttpAccess | TilesAccess | GeofabrikAccess, Discriminator("driver")]
 
-# %% ../nbs/reference/10a_entries.ipynb #0ab4564a
+# %% ../nbs/reference/10a_entries.ipynb #9860b708
 DOI = re.compile(r"10\.\d{4,9}/[^\s\"<>]+[^\s\"<>.,;]")
 LICENCES = re.compile(r"CC0-1\.0|CC-BY(-NC)?(-SA|-ND)?-[34]\.0(-IGO)?|ODbL-1\.0|CDLA-Permissive-2\.0|Apache-2\.0|public-domain|copernicus|worldclim|restricted|not-stated")
 KINDS = (*RASTER_KINDS, "vector", "points")
 
-# %% ../nbs/reference/10a_entries.ipynb #1617809d
+# %% ../nbs/reference/10a_entries.ipynb #d4dc1bed
 @lru_cache(maxsize=256)
 def _crs_known(text: str) -> bool:
     try:
@@ -169,7 +170,7 @@ def _check_crs(text: str | None) -> str | None:
         raise ValueError(f"{text!r} is not a CRS: write for instance EPSG:4326")
     return text
 
-# %% ../nbs/reference/10a_entries.ipynb #82748358
+# %% ../nbs/reference/10a_entries.ipynb #f8000aa6
 class Source(_Entry):
     "One source of data: what it is, whose it is, what its values mean and how it is reached."
     title: str = Field(min_length=3)
@@ -244,7 +245,7 @@ class Source(_Entry):
             raise ValueError(f"a source of kind {self.kind} has no legend: leave `legend` out, or correct `kind`")
         return self
 
-# %% ../nbs/reference/10a_entries.ipynb #ac5ed1d4
+# %% ../nbs/reference/10a_entries.ipynb #4ac3577c
 class Roles(_Entry):
     "The sources of an area, by what they are used for."
     products: list[str] = []  # to be fused; the first two are the pair of the Zones paper
@@ -303,7 +304,7 @@ class Area(_Entry):
 def _utm(area: Area) -> str:
     return utm_crs(*(area.centre or ((area.bbox[0] + area.bbox[2]) / 2, (area.bbox[1] + area.bbox[3]) / 2)))
 
-# %% ../nbs/reference/10a_entries.ipynb #77edc082
+# %% ../nbs/reference/10a_entries.ipynb #c7ffbf31
 class Rain(_Entry):
     "Annual precipitation of a zone: lo <= p < hi, in mm."
     lo: float = Field(ge=0)
@@ -336,7 +337,7 @@ class Zone(_Entry):
         rows = [f.model_dump() for f in self.published if table in (None, f.table)]
         return pd.DataFrame(rows, columns=list(Fact.model_fields))
 
-# %% ../nbs/reference/10a_entries.ipynb #3f5f7306
+# %% ../nbs/reference/10a_entries.ipynb #af5ea3a8
 @patch
 def isa_lut(self: Source,
             year: int | None = None,  # for first-year sources; None: the source's own year
@@ -372,7 +373,7 @@ def _year(self: Source, year: int | None) -> int | None:
         raise RequestError(f"{self.name} has no year {year}: it has {near}")
     return year
 
-# %% ../nbs/reference/10a_entries.ipynb #26af45c2
+# %% ../nbs/reference/10a_entries.ipynb #a6f303fd
 def _counts(values: np.ndarray) -> dict[int, int]:
     "How often each code occurs."
     if values.dtype == np.uint8:
@@ -402,7 +403,7 @@ def _translate(self: Source, da: xr.DataArray, lut: np.ndarray, name: str, nodat
     keep = {k: v for k, v in da.attrs.items() if k != "_FillValue"}
     return raster(lut[values], geobox_of(da), name, nodata=nodata, **keep)
 
-# %% ../nbs/reference/10a_entries.ipynb #22a2e9b9
+# %% ../nbs/reference/10a_entries.ipynb #71bca143
 @patch
 def to_isa(self: Source,
            da: xr.DataArray,  # (y, x) codes as opened

@@ -9,7 +9,7 @@ __all__ = ['DPI', 'STYLE', 'SERIES', 'PUBLISHED', 'ZONE_COLOURS', 'Codes', 'LABE
            'show_values', 'show_confidence', 'composite', 'show_image', 'show', 'rgba', 'show_vectors', 'show_zones',
            'show_intervals', 'show_shares', 'show_confusion']
 
-# %% ../nbs/reference/60_figures.ipynb #76690a82
+# %% ../nbs/reference/60_figures.ipynb #d424a776
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ import geopandas as gpd
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import rioxarray  # noqa: F401  registers .rio
 import xarray as xr
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
@@ -38,7 +39,7 @@ from isa_nb.core import (
     geobox_of,
 )
 
-# %% ../nbs/reference/60_figures.ipynb #f64276ad
+# %% ../nbs/reference/60_figures.ipynb #afb30d81
 DPI = 90
 STYLE = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.titlelocation": "left",
@@ -49,7 +50,7 @@ SERIES = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 PUBLISHED = "#D55E00"
 ZONE_COLOURS = {"W1": "#a6611a", "W2": "#dfc27d", "W3": "#80cdc1", "W4": "#018571"}
 
-# %% ../nbs/reference/60_figures.ipynb #5897e578
+# %% ../nbs/reference/60_figures.ipynb #fed926db
 def panel(titles: Sequence[str] | int = 1,  # one title per place, or the number of places
           cols: int | None = None,  # places in a row; None: all in one row up to five
           size: float = 2.3,  # width of a place in inches
@@ -68,7 +69,7 @@ def panel(titles: Sequence[str] | int = 1,  # one title per place, or the number
         ax.remove()
     return fig, axes[:len(titles)]
 
-# %% ../nbs/reference/60_figures.ipynb #c3098cef
+# %% ../nbs/reference/60_figures.ipynb #04d8457c
 def _place(ax: Axes | None, title: str | None, **kwargs: Any) -> Axes:
     if ax is None:
         ax = panel(1, **kwargs)[1][0]
@@ -76,7 +77,7 @@ def _place(ax: Axes | None, title: str | None, **kwargs: Any) -> Axes:
         ax.set_title(title, loc="left", fontsize=STYLE["axes.titlesize"], pad=STYLE["axes.titlepad"])
     return ax
 
-# %% ../nbs/reference/60_figures.ipynb #9ec96a3a
+# %% ../nbs/reference/60_figures.ipynb #1d7bcd93
 def extent(da: xr.DataArray,  # raster with a CRS, north up
            ) -> tuple[float, float, float, float]:  # left, right, bottom, top: km in a metric CRS, else degrees
     "The outer edges of a raster as matplotlib wants them."
@@ -90,7 +91,7 @@ def _aspect(da: xr.DataArray) -> float:
     box = geobox_of(da)
     return 1 / np.cos(np.radians((box.boundingbox.bottom + box.boundingbox.top) / 2)) if box.crs.geographic else 1.0
 
-# %% ../nbs/reference/60_figures.ipynb #c8a7ee93
+# %% ../nbs/reference/60_figures.ipynb #0a11e43c
 def _halo(width: float = 2) -> list:
     return [patheffects.withStroke(linewidth=width, foreground="white")]
 
@@ -117,7 +118,7 @@ def north_arrow(ax: Axes,  # a place where a north-up raster is drawn
     ax.annotate("N", (0.95, 0.97), (0.95, 0.82), xycoords="axes fraction", ha="center", fontsize=7, path_effects=_halo(),
                 arrowprops={"arrowstyle": "-|>", "lw": 1, "color": "black", "path_effects": _halo(3)})
 
-# %% ../nbs/reference/60_figures.ipynb #be221e2f
+# %% ../nbs/reference/60_figures.ipynb #7bc98343
 def _simulated(da: xr.DataArray) -> bool:
     return str(da.attrs.get("simulated", "")).lower() in ("true", "yes", "1")
 
@@ -145,7 +146,7 @@ def _draw(ax: Axes, da: xr.DataArray, values: np.ndarray, scale: bool, ticks: bo
     ax.spines[:].set_visible(True)
     return image
 
-# %% ../nbs/reference/60_figures.ipynb #50540d24
+# %% ../nbs/reference/60_figures.ipynb #04b8c11e
 Codes = Mapping[int, tuple[str, str]]
 
 
@@ -168,7 +169,7 @@ def present(da: xr.DataArray,  # (y, x) uint8 codes
         raise DataError(f"{da.name or 'raster'} holds codes without a name: {strange}; known are {sorted(codes)}")
     return [c for c in codes if c in found]
 
-# %% ../nbs/reference/60_figures.ipynb #2137d999
+# %% ../nbs/reference/60_figures.ipynb #281cdba6
 def _handles(found: Sequence[int], codes: Codes) -> list[Patch]:
     return [Patch(facecolor=codes[c][1], edgecolor="#888888", linewidth=0.5, label=codes[c][0]) for c in found]
 
@@ -200,7 +201,7 @@ def show_codes(da: xr.DataArray,  # (y, x) uint8 codes with a CRS
         _legend(ax, _handles(found, codes))
     return ax
 
-# %% ../nbs/reference/60_figures.ipynb #ad85624d
+# %% ../nbs/reference/60_figures.ipynb #520f0add
 def _named(names: Mapping[int, str], colours: Mapping[int, str]) -> dict[int, tuple[str, str]]:
     return {code: (name, colours[code]) for code, name in names.items()}
 
@@ -237,7 +238,7 @@ def show_classes(da: xr.DataArray,  # (y, x) uint8 codes
     "Draw a land-cover map."
     return show_codes(da, codes or CLASS_CODES, ax, title, **kwargs)
 
-# %% ../nbs/reference/60_figures.ipynb #0151490c
+# %% ../nbs/reference/60_figures.ipynb #6e2297db
 def show_all(rasters: Mapping[str, xr.DataArray],  # title -> raster; all in one CRS
              codes: Codes = LABEL_CODES,  # code -> (name, colour), common to all
              cols: int | None = None,  # pictures in a row; None: all in one row up to five
@@ -258,7 +259,7 @@ def show_all(rasters: Mapping[str, xr.DataArray],  # title -> raster; all in one
     fig.legend(handles=handles, loc="outside lower center", ncols=_columns(handles, fig.get_figwidth()), handlelength=1, handleheight=1, frameon=False, fontsize=STYLE["legend.fontsize"])
     return fig
 
-# %% ../nbs/reference/60_figures.ipynb #47bb9299
+# %% ../nbs/reference/60_figures.ipynb #41ce2d08
 def vote_counts(votes: xr.DataArray,  # (y, x) unsigned: bit i product i says impervious, bit n+i product i is valid
                 n: int,  # number of products, 1..32
                 ) -> xr.DataArray:  # (y, x) uint8: 0 none of the valid, n all of the valid, 1..n-1 that many in conflict, 255 nobody
@@ -271,7 +272,7 @@ def vote_counts(votes: xr.DataArray,  # (y, x) unsigned: bit i product i says im
     counts = np.where(heard == 0, NODATA, np.where(yes == heard, n, yes)).astype(np.uint8)
     return votes.copy(data=counts).rio.write_nodata(NODATA)
 
-# %% ../nbs/reference/60_figures.ipynb #58e558f9
+# %% ../nbs/reference/60_figures.ipynb #1179791a
 def vote_codes(n: int,  # number of products
                ) -> dict[int, tuple[str, str]]:  # count -> (name, colour)
     "Names and colours of vote counts: agreement as in labels, conflicts from dark to light red."
@@ -289,7 +290,7 @@ def show_votes(votes: xr.DataArray,  # (y, x) bit mask, see vote_counts
     "Draw how many products call each pixel impervious."
     return show_codes(vote_counts(votes, n), vote_codes(n), ax, title, **kwargs)
 
-# %% ../nbs/reference/60_figures.ipynb #cf65c3e8
+# %% ../nbs/reference/60_figures.ipynb #5ad43967
 def _valid(da: xr.DataArray) -> np.ma.MaskedArray:
     values = np.ma.masked_invalid(da.values.astype(np.float32))
     return values if da.rio.nodata is None else np.ma.masked_equal(values, da.rio.nodata)
@@ -322,12 +323,12 @@ def show_confidence(da: xr.DataArray,  # (y, x) 0..1, NaN where there is no labe
     "Draw confidence from 0.5 (a coin) to 1 (certain)."
     return show_values(da, "confidence", ax, title, vmin=0.5, vmax=1.0, **kwargs)
 
-# %% ../nbs/reference/60_figures.ipynb #b4519841
+# %% ../nbs/reference/60_figures.ipynb #74610d91
 BANDS = ("blue", "green", "red", "nir")
 TRUE_COLOUR = ("red", "green", "blue")
 FALSE_COLOUR = ("nir", "red", "green")
 
-# %% ../nbs/reference/60_figures.ipynb #f9d4f58f
+# %% ../nbs/reference/60_figures.ipynb #462156aa
 def _band_names(da: xr.DataArray) -> list[str]:
     names = [str(b) for b in da["band"].values] if "band" in da.coords else []
     if any(n in BANDS for n in names):
@@ -351,7 +352,7 @@ def composite(da: xr.DataArray,  # (band, y, x) reflectance, any scale; pixels t
     stretched = np.clip((rgb - low) / max(high - low, 1e-9), 0, 1) ** (1 / 1.4)
     return np.dstack([np.where(valid[..., None], stretched, 0), valid]).astype(np.float32)
 
-# %% ../nbs/reference/60_figures.ipynb #638ce582
+# %% ../nbs/reference/60_figures.ipynb #34c4348e
 def show_image(da: xr.DataArray,  # (band, y, x) reflectance
                ax: Axes | None = None,  # where to draw; None: a new figure
                title: str | None = None,  # None keeps the title of the place
@@ -365,7 +366,7 @@ def show_image(da: xr.DataArray,  # (band, y, x) reflectance
     _draw(ax, da, composite(da, bands, limits), scale, ticks)
     return ax
 
-# %% ../nbs/reference/60_figures.ipynb #024b130f
+# %% ../nbs/reference/60_figures.ipynb #81f069fb
 def show(da: xr.DataArray,  # (band, y, x) reflectance, (y, x) uint8 codes or (y, x) numbers
          ax: Axes | None = None,  # where to draw; None: a new figure
          title: str | None = None,  # None keeps the title of the place
@@ -394,7 +395,7 @@ def rgba(da: xr.DataArray,  # as for `show`
     low, high = limits or (values.min(), values.max())
     return mpl.colormaps["cividis"](mpl.colors.Normalize(low, high)(_thin(values))).astype(np.float32)
 
-# %% ../nbs/reference/60_figures.ipynb #297facdb
+# %% ../nbs/reference/60_figures.ipynb #14e3510c
 def show_vectors(table: gpd.GeoDataFrame,  # geometries with a CRS
                  column: str,  # what decides the colour
                  colours: Mapping[str, str],  # value -> colour
@@ -426,7 +427,7 @@ def show_zones(zones: gpd.GeoDataFrame,  # polygons with the column `zone`, W1..
     "Draw a map of the precipitation zones, brown (dry) to green (wet)."
     return show_vectors(zones, "zone", ZONE_COLOURS, ax, title, **kwargs)
 
-# %% ../nbs/reference/60_figures.ipynb #9b211012
+# %% ../nbs/reference/60_figures.ipynb #a72dbde0
 def show_intervals(table: pd.DataFrame,  # one row per line of the picture
                    label: str,  # column: name of the line
                    value: str,  # column: the estimate
@@ -462,7 +463,7 @@ def show_intervals(table: pd.DataFrame,  # one row per line of the picture
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
     return ax
 
-# %% ../nbs/reference/60_figures.ipynb #0b0ab96b
+# %% ../nbs/reference/60_figures.ipynb #a932bf39
 def show_shares(table: pd.DataFrame,  # one row per bar
                 label: str,  # column: name of the bar
                 columns: Mapping[str, str],  # column of counts -> colour
@@ -485,7 +486,7 @@ def show_shares(table: pd.DataFrame,  # one row per bar
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(columns), handlelength=1, handleheight=1, fontsize=7.5, frameon=False)
     return ax
 
-# %% ../nbs/reference/60_figures.ipynb #3133582d
+# %% ../nbs/reference/60_figures.ipynb #22156a06
 def show_confusion(cm: np.ndarray,  # (C, C) counts, rows truth, columns prediction
                    names: Sequence[str],  # C class names
                    ax: Axes | None = None,  # where to draw; None: a new figure

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'WINDOW', 'PERCENT_NODATA', 'LAYERS', 'FileProduct', 'recoding', 'Opened', 'opened', 'Reader', 'Layer',
            'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
-# %% ../nbs/reference/32_fuse_files.ipynb #65e0796e
+# %% ../nbs/reference/32_fuse_files.ipynb #1dace510
 import contextlib
 import json
 import threading
@@ -28,11 +28,11 @@ from rasterio.windows import Window
 
 from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, RequestError, atomic_path, provenance,
                          sha256, unknown, write_json)
-from .drivers import TOLERANCE, Mosaic, check_resampling, look_at
-from .fusion import Settlement, decide, settlement_of, stage_counts, state
+from .rasters import TOLERANCE, Mosaic, check_resampling, look_at
+from .settlement import Settlement, decide, settlement_of, stage_counts, state
 from .votes import GRADED, OUTPUTS, PLAIN, WRONG, Histogram, Table, counted, lookup_flat, named, shade, threads_of, vote_dtype
 
-# %% ../nbs/reference/32_fuse_files.ipynb #43132925
+# %% ../nbs/reference/32_fuse_files.ipynb #0dc766bc
 @dataclass(frozen=True)
 class FileProduct:
     "A class raster on disk and what its codes mean."
@@ -43,9 +43,10 @@ class FileProduct:
     crs: str | None = None  # used if the file has none
     band: int | None = None  # needed if there are several
     citation: str | None = None  # None: as the catalogue says
+    licence: str | None = None  # None: as the catalogue says
     resolution: float | None = None  # native resolution, metres; None: as the catalogue says
 
-# %% ../nbs/reference/32_fuse_files.ipynb #cfc533cd
+# %% ../nbs/reference/32_fuse_files.ipynb #b1eb0e42
 def _source(legend: Any) -> Any:
     "The catalogue source that a legend names or is; None for a plain table."
     if isinstance(legend, str):
@@ -71,7 +72,7 @@ def recoding(name: str,  # of the product, for messages
         table[int(code)] = label
     return table
 
-# %% ../nbs/reference/32_fuse_files.ipynb #c3ef6c77
+# %% ../nbs/reference/32_fuse_files.ipynb #db052645
 @dataclass(frozen=True)
 class Opened:
     "A product that can be read on the grid of the fusion."
@@ -79,7 +80,7 @@ class Opened:
     mosaic: Mosaic  # its files
     table: np.ndarray  # (256,) recoding table
     void: int  # the pixel value that stands for nodata
-    facts: dict[str, Any]  # year, resolution, citation, simulated
+    facts: dict[str, Any]  # year, resolution, citation, licence, simulated
 
 
 def opened(name: str,  # of the product
@@ -98,10 +99,10 @@ def opened(name: str,  # of the product
         if table[void] in (PERVIOUS, IMPERVIOUS):
             raise DataError(f"{name} declares nodata {void}, which its legend says is {'impervious' if table[void] else 'pervious'}: correct one of them, or say nodata=\"none\"")
     table[void] = NODATA
-    facts = {"resolution": product.resolution or getattr(source, "resolution", None), "year": product.year or getattr(source, "year", None), "citation": product.citation or getattr(source, "citation", None), "simulated": bool(getattr(source, "simulated", False))}
+    facts = {k: getattr(product, k) or getattr(source, k, None) for k in ("resolution", "year", "citation", "licence")} | {"simulated": bool(getattr(source, "simulated", False))}
     return Opened(name, m, table, void, facts)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #1e7fcabc
+# %% ../nbs/reference/32_fuse_files.ipynb #a73ef84d
 def _shift(src: rasterio.DatasetReader, box: GeoBox) -> tuple[int, int] | None:
     "Row and column of the grid's corner in a file, if their pixels coincide."
     t = ~src.transform @ box.affine
@@ -171,11 +172,11 @@ def _narrow(a: np.ndarray, product: Opened) -> np.ndarray:
         raise DataError(f"{product.name} holds {a[wrong][0]} ({int(wrong.sum())} pixels of this kind in a window): class codes from 0 to 255 are due")
     return a.astype(np.uint8)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #dc0be31e
+# %% ../nbs/reference/32_fuse_files.ipynb #f28ec108
 BLOCK, WINDOW = 512, 1024  # pixels: side of a tile in the files; of a window that is worked at once
 PERCENT_NODATA = 255
 
-# %% ../nbs/reference/32_fuse_files.ipynb #aa148024
+# %% ../nbs/reference/32_fuse_files.ipynb #162cbeac
 def _rgb(colours: Mapping[int, str]) -> dict[int, tuple[int, int, int, int]]:
     return {k: (*bytes.fromhex(c[1:]), 255) for k, c in colours.items()}
 
@@ -187,6 +188,7 @@ class Layer:
     nodata: int
     colours: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     scale: float = 1.0
+    overviews: str = "nearest"  # how pixels become those of an overview
 
 
 LAYERS = {"label": Layer("ISA label: 0 pervious, 1 impervious, 2 uncertain", NODATA, _rgb(LABEL_COLOURS)),
@@ -194,7 +196,7 @@ LAYERS = {"label": Layer("ISA label: 0 pervious, 1 impervious, 2 uncertain", NOD
           "rule": Layer("what set the label: 1 agreement, 2 OSM impervious, 3 OSM pervious, 4 posterior, 5 left uncertain", RULE_NODATA, _rgb(RULE_COLOURS)),
           "confidence": Layer("confidence of the label, percent", PERCENT_NODATA, scale=0.01)}
 
-# %% ../nbs/reference/32_fuse_files.ipynb #070b5239
+# %% ../nbs/reference/32_fuse_files.ipynb #66fdaace
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     "A second temporary name beside a temporary file, gone at the end."
@@ -221,14 +223,14 @@ def _check_written(path: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path,  # the file to be made
-            layer: str,  # one of LAYERS
+            style: Layer,  # e.g. LAYERS["label"]
             dtype: np.dtype,  # of its pixels
             box: GeoBox,  # its grid
             tags: Mapping[str, str],  # metadata of the file
             cog: bool = False,  # a cloud-optimised GeoTIFF, with overviews
             ) -> Iterator[rasterio.io.DatasetWriter]:  # to write windows to
     "A raster that is whole or not there."
-    style, compress = LAYERS[layer], {"compress": "zstd", "num_threads": "all_cpus", "bigtiff": "if_safer"}
+    compress = {"compress": "zstd", "num_threads": "all_cpus", "bigtiff": "if_safer"}
     with atomic_path(path) as final, _beside(final) as spare:
         plain = spare if cog else final
         with rasterio.open(plain, "w", driver="GTiff", width=box.shape.x, height=box.shape.y, count=1, dtype=dtype, crs=box.crs.to_wkt(), transform=box.affine, nodata=style.nodata,
@@ -241,10 +243,10 @@ def writing(path: Path,  # the file to be made
             yield dst
         _check_written(plain, path)
         if cog:
-            rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling="nearest", **compress)
+            rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling=style.overviews, **compress)
             _check_written(final, path)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #470cda3b
+# %% ../nbs/reference/32_fuse_files.ipynb #3d62f593
 def _unknown_codes(product: Opened, codes: np.ndarray, w: Window) -> DataError:
     code, count = np.unique(codes[product.table[codes] == WRONG], return_counts=True)
     found = ", ".join(f"{c} ({k} pixels)" for c, k in zip(code[:5], count[:5], strict=True))
@@ -308,7 +310,7 @@ class Windows:
                 return _unknown_codes(p, codes, window)
         return DataError(f"the OSM mask holds {int(osm.max())}: 0 none, 1 impervious, 2 pervious and 3 both are due")
 
-# %% ../nbs/reference/32_fuse_files.ipynb #ffc26e59
+# %% ../nbs/reference/32_fuse_files.ipynb #bbcc9eb5
 def stream(jobs: Iterable[Any],  # one by one
            work: Callable[[Any], Any],  # run in threads
            threads: int,  # how many
@@ -326,7 +328,7 @@ def stream(jobs: Iterable[Any],  # one by one
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #552b9e1f
+# %% ../nbs/reference/32_fuse_files.ipynb #7ce9c6ba
 def _mask_on_disk(path: str | Path, box: GeoBox) -> Callable[[Window], np.ndarray]:
     mask = Opened("osm", look_at(path, box, classes=True, fill=0, name="osm"), PLAIN, 0, {})
     own = threading.local()
@@ -354,7 +356,7 @@ def osm_windows(osm: Any,  # layers or a file of them, a mask on disk (GeoTIFF o
     layers = read(osm, bounds) if isinstance(osm, str | Path) else as_layers(osm)
     return lambda w: rasterise(layers, box[w.row_off:w.row_off + w.height, w.col_off:w.col_off + w.width], preset).values
 
-# %% ../nbs/reference/32_fuse_files.ipynb #7721797b
+# %% ../nbs/reference/32_fuse_files.ipynb #e9bd3c4f
 def count_windows(windows: Windows,  # products and OSM
                   threads: int | None = None,  # None: all cores, or OMP_NUM_THREADS
                   ) -> Histogram:  # per block of 512 pixels
@@ -377,7 +379,7 @@ def count_windows(windows: Windows,  # products and OSM
     parts = [p for window in stream(windows, work, threads_of(threads)) for p in window]
     return Histogram(tuple(p.name for p in windows.products), *(np.concatenate(c) for c in zip(*parts, strict=True)))
 
-# %% ../nbs/reference/32_fuse_files.ipynb #943f4124
+# %% ../nbs/reference/32_fuse_files.ipynb #0bf6309b
 def _percent(outcomes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     label, rule, confidence = outcomes
     return label, rule, np.where(np.isnan(confidence), PERCENT_NODATA, np.rint(np.nan_to_num(confidence) * 100)).astype(np.uint8)
@@ -406,7 +408,7 @@ def apply_windows(windows: Windows,  # products and OSM
             writers[name].write(values, 1, window=w)
     return rows
 
-# %% ../nbs/reference/32_fuse_files.ipynb #5a4afc6b
+# %% ../nbs/reference/32_fuse_files.ipynb #8a5c7d45
 @contextlib.contextmanager
 def _folder(out: Path, overwrite: bool) -> Iterator[None]:
     "Hold the output folder."
@@ -436,7 +438,7 @@ def _folder(out: Path, overwrite: bool) -> Iterator[None]:
         lock.release()
         (out / ".fusion.lock").unlink(missing_ok=True)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #f08312bd
+# %% ../nbs/reference/32_fuse_files.ipynb #d3300d07
 def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files or `FileProduct`s by name
                out: str | Path,  # folder for label.tif, votes.tif, rule.tif, confidence.tif and fusion.json
                osm: Any = None,  # layers or a file of them, or a mask on disk (bit 0 impervious, bit 1 pervious)
@@ -482,7 +484,7 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
     dtypes = {"votes": vote_dtype(n)}
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
         hashes = aside.submit(lambda: [{str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products])
-        writers = {k: stack.enter_context(writing(out / f"{k}.tif", k, dtypes.get(k, np.dtype(np.uint8)), windows.box, tags, cog)) for k in only}
+        writers = {k: stack.enter_context(writing(out / f"{k}.tif", LAYERS[k], dtypes.get(k, np.dtype(np.uint8)), windows.box, tags, cog)) for k in only}
         rows = apply_windows(windows, table, writers, threads)
     made = {k: out / f"{k}.tif" for k in only}
     made["json"] = write_json(out / "fusion.json", facts | _counts(table, rows, settlement, rule) | {"inputs": dict(zip(facts["products"], hashes.result(), strict=True))} | provenance())
@@ -492,9 +494,10 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
 def _facts(windows: Windows, settlement: Settlement, preset: str, rule: str) -> dict[str, Any]:
     "What the result was made of, for its metadata."
     facts = [p.facts for p in windows.products]
+    told = lambda key: [str(f[key] or "unknown") for f in facts]  # noqa: E731
     settings = asdict(settlement) | {"min_valid": settlement.needed(len(facts)), "method": rule, "preset": preset}
-    return {"products": [p.name for p in windows.products], "years": [str(f["year"] or "unknown") for f in facts],
-            "citation": [f["citation"] or "unknown" for f in facts], "simulated": any(f["simulated"] for f in facts), **settings}
+    return {"products": [p.name for p in windows.products], "years": told("year"), "citation": told("citation"), "licence": told("licence"),
+            "simulated": any(f["simulated"] for f in facts), **settings}
 
 
 def _counts(table: Table, rows: np.ndarray, settlement: Settlement, rule: str) -> dict[str, Any]:
