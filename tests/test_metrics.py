@@ -136,3 +136,55 @@ def test_bootstrap_is_seeded_and_says_when_it_cannot_say():
     assert row.estimate > 0 and np.isnan(row.lo) and 0.3 < row.undefined < 0.42
     with pytest.raises(DataError, match="different blocks"):
         m.bootstrap_difference(cms, cms[1:])
+
+
+def test_half_the_pixels_ignored_equals_the_masked_computation():
+    gen = rng(0, "half")
+    truth, pred = gen.integers(0, 9, (2, 200, 300)).astype(np.uint8)
+    pred = np.where(gen.random(truth.shape) < 0.5, truth, pred)
+    keep = gen.random(truth.shape) < 0.5
+    a, b = m.scores(m.confusion(pred, np.where(keep, truth, 255), 9)), m.scores(m.confusion(pred[keep], truth[keep], 9))
+    assert all(abs(a[k] - b[k]) < 1e-6 for k in a if k != "per_class")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 10 ** 6), st.integers(0, 10 ** 6), st.integers(0, 10 ** 6), st.sampled_from(["absent", "never present", "never predicted"]), st.sampled_from(m.POLICIES))
+def test_no_score_of_a_table_is_a_bare_one_where_a_class_is_missing(right, wrong, more, state, policy):
+    cm = {"absent": [[right, 0], [0, 0]], "never present": [[right, wrong], [0, 0]], "never predicted": [[right, 0], [wrong, 0]]}[state]
+    blocks = np.array([cm, [[more, 0], [0, 0]]])
+    row = m.table4_row(blocks, "W1", "truth", policy, n=20)
+    assert not any(row[k] == 1 for k in row if k not in ("zone", "reference") and not k.startswith("aAcc"))
+    if state == "absent" or wrong == 0:
+        assert all(np.isnan(row[k]) for k in ("mIoU", "mDice", "mFscore", "kappa", "isa_iou", "isa_f1"))
+
+
+def test_every_score_has_an_interval():
+    cms = rng(0, "every").integers(1, 50, (40, 2, 2))
+    table = m.block_bootstrap(cms, m.SCORES, n=200)
+    assert ((table.lo < table.estimate) & (table.estimate < table.hi)).all() and table.score.tolist() == list(m.SCORES)
+    gap = m.bootstrap_difference(cms, cms[::-1], m.SCORES, n=50)
+    assert (gap.estimate.abs() < 1e-12).all() and (gap.hi > gap.lo).all()
+    row = m.table4_row(cms, "W2", "truth", n=50)
+    assert {f"{k}{e}" for k in (*m.TABLE4_COLUMNS, "kappa", "isa_iou", "isa_f1") for e in ("", "_lo", "_hi")} == set(row) - {"zone", "reference"}
+
+
+def test_a_legend_whose_classes_do_not_all_occur():
+    gen = rng(0, "legend")
+    truth, pred = gen.integers(0, 4, (2, 60, 60)).astype(np.uint8)
+    cms = m.block_confusions(pred, truth, 10, n_classes=9, ignore=255)
+    assert np.isnan(m.block_bootstrap(cms, "mIoU", n=10).estimate[0])
+    skipped = m.block_bootstrap(cms, "mIoU", n=10, absent="skip").estimate[0]
+    assert skipped == m.scores(cms.sum(0))["mIoU"] == pytest.approx(m.scores(cms.sum(0)[:4, :4])["mIoU"])
+
+
+def test_kept_stray_codes_count_as_errors_in_every_interval():
+    gen = rng(0, "kept")
+    truth, pred = gen.integers(0, 2, (2, 40, 40)).astype(np.uint8)
+    pred[:, :10] = 255
+    cms = m.block_confusions(pred, truth, 10, outside="keep")
+    got = m.block_bootstrap(cms, ("mIoU", "isa_f1", "isa_share"), n=10, n_classes=2).set_index("score").estimate
+    want = mmseg([(pred, truth)], 2)
+    assert got["mIoU"] == pytest.approx(want["mIoU"]) and got["isa_share"] == pytest.approx(truth.mean())
+    hit, said, true = ((pred == 1) & (truth == 1)).sum(), (pred == 1).sum(), (truth == 1).sum()
+    assert got["isa_f1"] == pytest.approx(2 * hit / (said + true))
+    assert m.scores(cms.sum(0), "paper_eq", n_classes=2)["aAcc"] == pytest.approx((pred == truth).mean())
