@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'GROUP', 'OUTPUTS',
-           'vote_dtype', 'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots',
-           'code_bits', 'Table', 'threads_of', 'in_chunks', 'lookup_flat', 'lookup', 'guilty', 'Histogram', 'counted',
-           'block_side', 'count_blocks', 'histogram']
+__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'OUTPUTS', 'vote_dtype',
+           'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots', 'code_bits', 'Table',
+           'threads_of', 'in_chunks', 'lookup_flat', 'lookup', 'guilty', 'Histogram', 'counted', 'block_side',
+           'count_blocks', 'histogram']
 
-# %% ../nbs/reference/29_votes.ipynb #1a05c205
+# %% ../nbs/reference/29_votes.ipynb #33045c0f
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -171,19 +171,20 @@ def ballots(legends: np.ndarray,  # (n, 256) uint8: 0, 1, SOME, MOST, 255 or WRO
 # %% ../nbs/reference/29_votes.ipynb #b71351bd
 PIECE = 4096
 
-# %% ../nbs/reference/29_votes.ipynb #fc71d7ac
+# %% ../nbs/reference/29_votes.ipynb #1d4bbd76
 @njit(cache=True, nogil=True)
 def _tally(stack, ballots, a, b, code):
     "Ballots of pixels a..b of all products into code[:b-a]; returns whether a value was out of range."
-    seen = code.dtype.type(0)
-    for j in range(stack.shape[0]):
-        values, ballot = stack[j], ballots[j]
+    seen, n, m = code.dtype.type(0), stack.shape[0], b - a
+    for j in range(0, n, 3):
+        u, v, w = stack[j, a:b], stack[min(j + 1, n - 1), a:b], stack[min(j + 2, n - 1), a:b]  # the last product may come twice: bits that are set stay set
+        x, y, z = ballots[j], ballots[min(j + 1, n - 1)], ballots[min(j + 2, n - 1)]
         if j == 0:
-            for i in range(b - a):
-                code[i] = ballot[values[a + i]]
+            for i in range(m):
+                code[i] = x[u[i]] | y[v[i]] | z[w[i]]
         else:
-            for i in range(b - a):
-                code[i] |= ballot[values[a + i]]
+            for i in range(m):
+                code[i] |= x[u[i]] | y[v[i]] | z[w[i]]
     for i in range(b - a):
         seen |= code[i]
     return seen >> code.dtype.type(8 * code.itemsize - 1) > 0
@@ -267,65 +268,57 @@ def _runs(code, n, rows):
             last, run = code[i], 1
     rows[last] += run
 
-# %% ../nbs/reference/29_votes.ipynb #9fd2fbcb
-GROUP = 16
-
-# %% ../nbs/reference/29_votes.ipynb #dcca73e5
+# %% ../nbs/reference/29_votes.ipynb #6e2bf08a
 @njit(cache=True, nogil=True)
-def _apply(stack, osm, ballots, plain, code, keys, slots, shift, columns, label, votes, rule, confidence, rows):
+def _words(code, n, keys, slots, shift, table, word, rows):
+    "Words of code[:n], and how often each row was used (`rows` of length 0: not counted)."
+    if keys.size == 0:
+        for i in range(n):
+            word[i] = table[code[i]]
+        if rows.size:
+            _runs(code, n, rows)
+        return
+    last, row = code[0], _find(keys, slots, shift, code[0])
+    for i in range(n):
+        if code[i] != last:
+            last, row = code[i], _find(keys, slots, shift, code[i])
+        word[i] = table[row]
+        if rows.size:
+            rows[row] += 1
+
+
+@njit(cache=True, nogil=True)
+def _take(word, n, shift, out):
+    "The bits of word[:n] above `shift` into whole numbers."
+    for i in range(n):
+        out[i] = word[i] >> shift
+
+
+@njit(cache=True, nogil=True)
+def _apply(stack, osm, ballots, plain, keys, slots, shift, table, label, votes, rule, confidence, rows):
     "Look up every pixel and count the rows it finds; returns whether a value was out of range."
-    labels, rules, confidences = columns
-    hashed, count = keys.size > 0, rows.size > 0
-    put_label, put_votes, put_rule, put_confidence = label.size > 0, votes.size > 0, rule.size > 0, confidence.size > 0
-    m, low, planes = stack.shape[1], code.dtype.type(0), np.empty((3, code.size), np.uint8)
+    m, planes, code, word = stack.shape[1], np.empty((3, PIECE), np.uint8), np.empty(PIECE, ballots.dtype), np.empty(PIECE, np.uint64)
+    low = code.dtype.type(0)
     for _ in range(2 * stack.shape[0]):
         low = (low << code.dtype.type(1)) | code.dtype.type(1)
-    for a in range(0, m, code.size):
-        n = min(m - a, code.size)
+    for a in range(0, m, PIECE):
+        n = min(m - a, PIECE)
         if _encode(stack, osm, ballots, plain, a, a + n, code, planes):
             return True
-        for i in range(n, min(n + GROUP, code.size)):
-            code[i] = ~code[0]  # so that no group reaches beyond the last pixel
-        for s in range(0, n, GROUP):
-            first, differs, p = code[s], code.dtype.type(0), a + s
-            for i in range(GROUP):
-                differs |= code[s + i] ^ first
-            if differs == 0:
-                row = _find(keys, slots, shift, first) if hashed else np.int64(first)
-                if count:
-                    rows[row] += GROUP
-                if put_label:
-                    x = labels[row]
-                    for i in range(GROUP):
-                        label[p + i] = x
-                if put_votes:
-                    y = first & low
-                    for i in range(GROUP):
-                        votes[p + i] = y
-                if put_rule:
-                    z = rules[row]
-                    for i in range(GROUP):
-                        rule[p + i] = z
-                if put_confidence:
-                    w = confidences[row]
-                    for i in range(GROUP):
-                        confidence[p + i] = w
-                continue
-            for i in range(s, min(n, s + GROUP)):
-                row = _find(keys, slots, shift, code[i]) if hashed else np.int64(code[i])
-                if count:
-                    rows[row] += 1
-                if put_label:
-                    label[a + i] = labels[row]
-                if put_votes:
-                    votes[a + i] = code[i] & low
-                if put_rule:
-                    rule[a + i] = rules[row]
-                if put_confidence:
-                    confidence[a + i] = confidences[row]
+        _words(code, n, keys, slots, shift, table, word, rows)
+        if label.size:
+            _take(word, n, np.uint64(0), label[a:a + n])
+        if rule.size:
+            _take(word, n, np.uint64(8), rule[a:a + n])
+        if confidence.size:
+            _take(word, n, np.uint64(32), confidence[a:a + n])
+        if votes.size:
+            voted = votes[a:a + n]
+            for i in range(n):
+                voted[i] = code[i] & low
     return False
 
-# %% ../nbs/reference/29_votes.ipynb #77c986e4
+# %% ../nbs/reference/29_votes.ipynb #18042128
 def code_bits(legends: np.ndarray,  # (n, 256) recoding tables
               ) -> int:  # bits of a joint vote code
     "How long a code can get: mixed bits count only where a product may be mixed."
@@ -344,11 +337,12 @@ class Table:
     codes: np.ndarray  # uint64 code of every row
     ballots: np.ndarray  # (n, 256) see `ballots`
     plain: bool  # the products hold 0, 1 and 255
+    words: np.ndarray = field(init=False)  # uint64 the columns of a row side by side: label in bits 0-7, rule in 8-15, confidence from 32
 
-    @property
-    def scratch(self) -> np.ndarray:  # room for the codes of one piece
-        "A fresh work array for one thread."
-        return np.empty(PIECE, self.ballots.dtype)
+    def __post_init__(self) -> None:
+        label, rule, confidence = (np.ascontiguousarray(c) for c in self.columns)
+        bits = confidence.view(f"u{confidence.itemsize}").astype(np.uint64)
+        object.__setattr__(self, "words", label.astype(np.uint64) | rule.astype(np.uint64) << np.uint64(8) | bits << np.uint64(32))
 
     @classmethod
     def of(cls, n: int,  # number of products
@@ -398,7 +392,7 @@ def in_chunks(arrays: list[np.ndarray],  # n uint8 rasters (y, x)
     with ThreadPoolExecutor(threads_of(threads)) as pool:
         return list(pool.map(one, range(0, height, step)))
 
-# %% ../nbs/reference/29_votes.ipynb #b93d6004
+# %% ../nbs/reference/29_votes.ipynb #13870c85
 OUTPUTS = ("label", "votes", "rule", "confidence")
 
 
@@ -413,7 +407,8 @@ def lookup_flat(table: Table,  # outcomes by code
     dtypes = dict(label=np.uint8, votes=vote_dtype(table.n), rule=np.uint8, confidence=table.columns[2].dtype)
     out = out or {k: np.empty(stack.shape[1], dtypes[k]) for k in only}
     full = [out.get(k, np.empty(0, d)) for k, d in dtypes.items()]
-    if _apply(stack, osm, table.ballots, table.plain, table.scratch, table.keys, table.slots, table.shift, table.columns, *full, rows):
+    full[3] = full[3].view(f"u{full[3].itemsize}")  # the bits of a float are written as they are
+    if _apply(stack, osm, table.ballots, table.plain, table.keys, table.slots, table.shift, table.words, *full, rows):
         raise ValueError("value out of range")
     return out
 
