@@ -72,7 +72,7 @@ def _orders(chips: pd.DataFrame, block: np.ndarray, gen: np.random.Generator) ->
         away = [np.abs(middle - middle[s]).max(1) for s in gen.choice(n, 2)]
         yield tuple(np.lexsort((gen.random(n), a)) for a in away)
 
-# %% ../nbs/reference/33_splits.ipynb #12a0f82c
+# %% ../nbs/reference/33_splits.ipynb #f8807dfd
 def _fill(order: np.ndarray, chips_in: np.ndarray, target: float, taken: np.ndarray) -> np.ndarray:
     "Blocks in the given order until they hold about `target` chips, at least one block."
     free = order[~taken[order]]
@@ -82,13 +82,14 @@ def _fill(order: np.ndarray, chips_in: np.ndarray, target: float, taken: np.ndar
 
 
 def _cost(split: np.ndarray, shares: np.ndarray, isa: np.ndarray) -> float:
-    "How far a split is from what was asked: shares, impervious share, chips lost; infinite if a part is empty."
+    "How far a split is from what was asked: shares, impervious share, chips and impervious surface lost; infinite if a part is empty."
     count = np.bincount(split, minlength=4)[:3]
     if (count[shares > 0] == 0).any():
         return np.inf
     means = np.array([isa[split == k].mean() for k in range(3) if shares[k] > 0])
     unlike = np.minimum(np.abs(np.log((means + 0.02 * isa.mean()) / (1.02 * isa.mean()))), 2).sum() if isa.any() else 0.0
-    return float(np.abs(count / count.sum() - shares).sum() + 0.3 * unlike + 0.5 * (split == 3).mean())
+    lost = isa[split == 3].sum() / isa.sum() if isa.any() else 0.0
+    return float(np.abs(count / count.sum() - shares).sum() + 0.3 * unlike + 0.5 * (split == 3).mean() + 0.5 * lost)
 
 # %% ../nbs/reference/33_splits.ipynb #4a735f27
 def _deals(chips: pd.DataFrame, block: np.ndarray, shares: np.ndarray, gen: np.random.Generator) -> Iterator[np.ndarray]:
