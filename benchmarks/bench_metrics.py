@@ -1,9 +1,10 @@
-"""Confusion matrices and block bootstrap: million pixels per second, ours and the peers'.
+"""Confusion matrices, boundary scores, calibration and block bootstrap: ours and the peers'.
 
     python benchmarks/bench_metrics.py [--json FILE]
 
-16 x 1024 x 1024 pixels of 9 classes (uint8, one in twenty ignored), best of five. Peers: numpy.bincount on a code array, scikit-learn,
-and torchmetrics where it is installed (benchmarks/requirements.txt). The labels are random numbers.
+16 x 1024 x 1024 pixels of 9 classes (uint8, one in twenty ignored), best of three rounds in which all take turns. Peers: numpy.bincount on a
+code array, scikit-learn, and torchmetrics where it is installed. Boundary scores of 1280 x 1280 pixels: MONAI's surface Dice (one tolerance,
+no band) where it is installed; calibration: scikit-learn's curve and Brier score (benchmarks/requirements.txt). The labels are made up.
 """
 import argparse
 import importlib.util
@@ -13,18 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
-from isa_nb import metrics
+from isa_nb import boundary, calibration, metrics
 
 
-def best(f: Callable, repeats: int = 5) -> float:
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def best(cases: dict[str, Callable], rounds: int = 3) -> dict[str, float]:
+    "Seconds of each case, the best of some rounds in which they take turns."
+    times = {name: [] for name in cases}
+    for _ in range(rounds + 1):
+        for name, f in cases.items():
+            start = time.perf_counter()
+            f()
+            times[name].append(time.perf_counter() - start)
+    return {name: min(t[1:]) for name, t in times.items()}
 
 
 def bincount(pred: np.ndarray, truth: np.ndarray, c: int) -> np.ndarray:
@@ -44,6 +47,29 @@ def torchmetrics(pred: np.ndarray, truth: np.ndarray, c: int) -> np.ndarray:
     return multiclass_confusion_matrix(torch.from_numpy(pred), torch.from_numpy(truth), c, ignore_index=255).numpy()
 
 
+def monai(pred: np.ndarray, truth: np.ndarray) -> float:
+    import torch
+    from monai.metrics import compute_surface_dice
+    one = lambda a: torch.from_numpy(np.stack([1 - a, a])[None])  # noqa: E731
+    return float(compute_surface_dice(one(pred), one(truth), [1.0]))
+
+
+def curve(p: np.ndarray, truth: np.ndarray) -> float:
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss
+    calibration_curve(truth.ravel(), p.ravel(), n_bins=20)
+    return brier_score_loss(truth.ravel(), p.ravel())
+
+
+def say(what: str, seconds: dict[str, float], pixels: int | None = None) -> list[dict]:
+    "Print a group of cases, the first of them ours."
+    ours = next(iter(seconds.values()))
+    print(what)
+    for name, s in seconds.items():
+        print(f"  {name:46} {s:8.3f} s" + (f" {pixels / s / 1e6:8.1f} Mpx/s" if pixels else "") + (f" {s / ours:7.1f} x isa_nb's time" if len(seconds) > 1 else ""))
+    return [{"group": what, "case": name, "seconds": round(s, 4)} for name, s in seconds.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
@@ -54,16 +80,24 @@ def main() -> None:
     cases = {"isa_nb confusion": lambda: metrics.confusion(pred, truth, 9), "numpy bincount": lambda: bincount(pred, truth, 9), "scikit-learn": lambda: sklearn(pred, truth, 9)}
     if importlib.util.find_spec("torchmetrics"):
         cases["torchmetrics"] = lambda: torchmetrics(pred, truth, 9)
-    table, want = [], cases["numpy bincount"]()
-    for name, f in cases.items():
-        assert (f() == want).all(), name
-        rate = truth.size / best(f, 5 if name in ("isa_nb confusion", "numpy bincount") else 1) / 1e6
-        table.append({"case": name, "mpx_per_s": round(rate, 1)})
-        print(f"{name:20} {rate:8.1f} Mpx/s {table[0]['mpx_per_s'] / rate:6.1f} x slower than isa_nb")
+    want = cases["numpy bincount"]()
+    assert all((f() == want).all() for f in cases.values())
+    table = say("16 x 1024 x 1024, 9 classes", best(cases), truth.size)
+
+    field = gaussian_filter(gen.normal(size=(1280, 1280)), 4)
+    town = (field > field.std()).astype(np.uint8)
+    mapped = (field + 0.3 * field.std() * gen.normal(size=field.shape) > field.std()).astype(np.uint8)
+    cases = {"isa_nb boundary, 3 distances, F1 and IoU": lambda: boundary.boundary_counts(mapped, town, (1, 2, 5), 1, block=64)}
+    if importlib.util.find_spec("monai"):
+        cases["MONAI surface Dice, 1 distance"] = lambda: monai(mapped, town)
+    table += say("boundary, 1280 x 1280", best(cases), town.size)
+
+    p = 1 / (1 + np.exp(-field / field.std()))
+    cases = {"isa_nb reliability per block": lambda: calibration.reliability_counts(p, town, block=64), "scikit-learn curve and Brier": lambda: curve(p, town)}
+    table += say("calibration, 1280 x 1280", best(cases), town.size)
+
     blocks = metrics.block_confusions(pred.reshape(4096, 4096), truth.reshape(4096, 4096), 256, 9, 255)
-    seconds = best(lambda: metrics.block_bootstrap(blocks, ("aAcc", "mIoU", "isa_f1")), 3)
-    table.append({"case": "block bootstrap, 2000 draws of 256 blocks, 9 classes, 3 scores", "seconds": round(seconds, 3)})
-    print(f"block bootstrap, 2000 draws of 256 blocks, 9 classes, 3 scores: {seconds:.2f} s")
+    table += say("intervals", best({"2000 draws of 256 blocks, 9 classes, 3 scores": lambda: metrics.block_bootstrap(blocks, ("aAcc", "mIoU", "isa_f1"))}))
     if args.json:
         args.json.write_text(json.dumps(table, indent=1))
 
