@@ -113,7 +113,7 @@ def plan(device: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", ...
     return Plan(str(where), ("bf16" if fast else "fp32") if precision == "auto" else precision, where.type == "cuda" if channels_last is None else channels_last,
                 threads or torch.get_num_threads(), hardware)
 
-# %% ../nbs/reference/44_training.ipynb #53c7d70b
+# %% ../nbs/reference/44_training.ipynb #b8b0eb5c
 class Confusion(Metric):
     "Confusion matrix of the validation chips; its value is the F1 of the impervious class."
 
@@ -130,7 +130,9 @@ class Confusion(Metric):
     def accumulate(self, learn: Learner) -> None:
         said = learn.pred.max(1).indices if learn.pred.shape[1] > 1 else (learn.pred[:, 0] > 0)  # argmax over the second axis is ten times slower
         said, true = learn.to_detach((said.to(torch.uint8), learn.yb[0]))
+        threads = torch.get_num_threads()
         self.counts += confusion(said, true, self.n, ignore=self.ignore)
+        torch.set_num_threads(threads)  # numba's parallel loops change it
 
     def score(self, name: str) -> float:
         "isa_f1, isa_iou, mIoU or aAcc; NaN where undefined."
