@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Raster', 'Layer', 'Chip', 'Scene', 'ChipReader', 'footprints', 'random_chips']
 
-# %% ../nbs/reference/33a_chips.ipynb #48dbc51a
+# %% ../nbs/reference/33a_chips.ipynb #3dcd4a86
 import hashlib
 import os
 import threading
@@ -25,7 +25,7 @@ from rasterio.windows import Window
 
 from .core import NODATA, DataError, RequestError, crs_name, geobox_of, rng, same_grid
 
-# %% ../nbs/reference/33a_chips.ipynb #fa427b75
+# %% ../nbs/reference/33a_chips.ipynb #f651fc1c
 Raster = xr.DataArray | str | Path
 
 
@@ -60,16 +60,22 @@ class Layer:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, _local=threading.local())
 
-# %% ../nbs/reference/33a_chips.ipynb #c17330d2
+# %% ../nbs/reference/33a_chips.ipynb #a7c56f28
+@patch
+def file(self: Layer) -> rasterio.DatasetReader:
+    "The file, opened once in every thread and process."
+    if getattr(self._local, "process", None) != os.getpid():
+        self._local.file, self._local.process = self._open(), os.getpid()
+    return self._local.file
+
+
 @patch
 def read(self: Layer, row: int, col: int, height: int, width: int) -> np.ndarray:
     "A window as (band, height, width)."
     if self._array is not None:
         return np.asarray(self._array[:, row:row + height, col:col + width])
-    if getattr(self._local, "process", None) != os.getpid():
-        self._local.file, self._local.process = self._open(), os.getpid()
     try:
-        return self._local.file.read(window=Window(col, row, width, height))
+        return self.file().read(window=Window(col, row, width, height))
     except rasterio.errors.RasterioIOError as e:
         raise DataError(f"cannot read {width} x {height} px at row {row}, column {col} of {self.path}: the file is damaged or cut short; fetch it again") from e
 
@@ -93,7 +99,7 @@ def digest(self: Layer) -> str:
         h.update(np.ascontiguousarray(self._array[:, r:r + 512]).data)
     return h.hexdigest()
 
-# %% ../nbs/reference/33a_chips.ipynb #397380d3
+# %% ../nbs/reference/33a_chips.ipynb #322baa61
 class Chip(NamedTuple):
     "One training example."
     image: np.ndarray  # (C, H, W), type and units of the source
@@ -129,7 +135,7 @@ class Scene:
         raw = self.confidence.read(row, col, height, width)
         return np.where(self.confidence.valid(raw), raw[0] * np.float32(self.confidence.scale), 0).astype(np.float32, copy=False)
 
-# %% ../nbs/reference/33a_chips.ipynb #61a680d3
+# %% ../nbs/reference/33a_chips.ipynb #df7469cb
 class ChipReader:
     "Chips at given places of one or more scenes."
 
@@ -147,7 +153,7 @@ class ChipReader:
         s, row, col = self._at[i]
         return self.scenes[s].chip(int(row), int(col), self.size, self.size)
 
-# %% ../nbs/reference/33a_chips.ipynb #d7f60b2d
+# %% ../nbs/reference/33a_chips.ipynb #99121eb6
 def _cells(scene: Scene, cell: int) -> np.ndarray:
     "(rows + 1, cols + 1) valid pixels in all cells above and left of each corner."
     height, width = scene.box.shape.yx
@@ -178,7 +184,7 @@ def _enough(scene: Scene, table: np.ndarray, cell: int, at: np.ndarray, size: in
         ok[i] = (scene.chip(int(at[i, 0]), int(at[i, 1]), size, size).label != scene.nodata).sum() >= need
     return ok
 
-# %% ../nbs/reference/33a_chips.ipynb #8e749580
+# %% ../nbs/reference/33a_chips.ipynb #9bd49a9b
 def footprints(box: GeoBox,  # grid
                row: np.ndarray,  # (n,) first row of each chip
                col: np.ndarray,  # (n,) first column
@@ -204,7 +210,7 @@ def _inside(scene: Scene, within: gpd.GeoDataFrame | gpd.GeoSeries | None) -> An
 def _contained(scene: Scene, area: Any, at: np.ndarray, size: int) -> np.ndarray:
     return shapely.covers(area, footprints(scene.box, at[:, 0], at[:, 1], size))
 
-# %% ../nbs/reference/33a_chips.ipynb #7c49c753
+# %% ../nbs/reference/33a_chips.ipynb #fb44a253
 def random_chips(rasters: Mapping[str, Raster] | Sequence[Mapping[str, Raster]],  # image, label, perhaps confidence, on one grid: arrays or paths; or several such sets
                  size: int = 256,  # side of a chip in pixels
                  n: int = 1000,  # number of chips

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'WINDOW', 'PERCENT_NODATA', 'LAYERS', 'FileProduct', 'recoding', 'Opened', 'opened', 'Reader', 'Layer',
            'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
-# %% ../nbs/reference/32_fuse_files.ipynb #1dace510
+# %% ../nbs/reference/32_fuse_files.ipynb #43166409
 import contextlib
 import json
 import threading
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from filelock import FileLock, Timeout
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
