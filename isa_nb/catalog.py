@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'SECTIONS', 'DRIVER_NAMES', 'read_yaml', 'Catalog']
 
-# %% ../nbs/reference/10_catalog.ipynb #13cbb55f
+# %% ../nbs/reference/10_catalog.ipynb #52d35b4a
 import os
 import re
 import types
@@ -28,7 +28,7 @@ from .core import IMPERVIOUS, NODATA, DataError, RequestError, area_geobox, geob
 from .drivers import CLASS_KINDS, DRIVERS, Request, check_resampling, files
 from .entries import Access, AnyAccess, Area, Code, Legend, Source, Zone, keys_of
 
-# %% ../nbs/reference/10_catalog.ipynb #23eb06b7
+# %% ../nbs/reference/10_catalog.ipynb #d5890295
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN = {f"tag:yaml.org,2002:{t}" for t in ("map", "seq", "str", "int", "float", "bool", "null")}
 
@@ -56,7 +56,7 @@ def _walk(loader: Any, node: yaml.Node, path: tuple[str, ...], where: str, seen:
             keys.add(value)
             _walk(loader, child, (*path, name), where, seen)
 
-# %% ../nbs/reference/10_catalog.ipynb #dfbb3bcc
+# %% ../nbs/reference/10_catalog.ipynb #65ef98a7
 def read_yaml(path: str | Path,  # a file with a mapping
               ) -> dict[str, Any]:  # plain values
     "Read YAML without tags, aliases and repeated keys; RequestError with the place of the first fault."
@@ -82,13 +82,13 @@ def read_yaml(path: str | Path,  # a file with a mapping
         raise RequestError(f"{path.name}: must be a mapping from keys to values")
     return value
 
-# %% ../nbs/reference/10_catalog.ipynb #705078a1
+# %% ../nbs/reference/10_catalog.ipynb #d02d5c36
 SCHEMA = 1  # layout of the file; a file of another layout is refused
 SECTIONS = ("schema", "version", "legends", "sources", "areas", "zones")
 _MODELS = {"legends": Legend, "sources": Source, "areas": Area, "zones": Zone}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
-# %% ../nbs/reference/10_catalog.ipynb #5c360b18
+# %% ../nbs/reference/10_catalog.ipynb #776b3125
 def _models(hint: Any) -> Iterator[type[BaseModel]]:
     "The models inside a type hint."
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and issubclass(hint, BaseModel):
@@ -124,7 +124,7 @@ def _explain(e: ValidationError, model: type[BaseModel], where: str) -> RequestE
 
 DRIVER_NAMES = tuple(typing.get_args(m.model_fields["driver"].annotation)[0] for m in _models(Access))
 
-# %% ../nbs/reference/10_catalog.ipynb #b63b87f9
+# %% ../nbs/reference/10_catalog.ipynb #51135226
 def _merge(ours: Any, theirs: Any) -> Any:
     "Theirs over ours, key by key."
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
@@ -144,7 +144,7 @@ def _absolute(entry: Any, folder: Path) -> Any:
     made = [place(p) for p in path] if isinstance(path, list) else place(path)
     return {**entry, "access": {**entry["access"], "options": {**options, "path": made}}}
 
-# %% ../nbs/reference/10_catalog.ipynb #fc7dea7e
+# %% ../nbs/reference/10_catalog.ipynb #0981c0f3
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
     "The entries of one file, by section, names checked."
     if not path.exists():
@@ -183,7 +183,7 @@ def _over(base: dict[str, Any], overlay: dict[str, Any], name: str) -> set[tuple
             touched.add((section, key))
     return touched
 
-# %% ../nbs/reference/10_catalog.ipynb #e7bec2ac
+# %% ../nbs/reference/10_catalog.ipynb #1e19f080
 class Catalog:
     "All sources, study areas and zones."
 
@@ -214,7 +214,7 @@ class Catalog:
         cat._link(_Where(origin, path.name))
         return cat
 
-# %% ../nbs/reference/10_catalog.ipynb #a6cc5c18
+# %% ../nbs/reference/10_catalog.ipynb #55d8755d
 def _entry(section: str, name: str, raw: dict[str, Any], file: str) -> Any:
     model = _MODELS[section]
     try:
@@ -222,7 +222,7 @@ def _entry(section: str, name: str, raw: dict[str, Any], file: str) -> Any:
     except ValidationError as e:
         raise _explain(e, model, f"{file}: {section}.{name}") from None
 
-# %% ../nbs/reference/10_catalog.ipynb #3819662c
+# %% ../nbs/reference/10_catalog.ipynb #6b26b138
 class _Where:
     "The file in which an entry stands, for messages."
 
@@ -238,7 +238,7 @@ class _Where:
             raise RequestError(f"{by}: needs the {section[:-1]} {name!r}, which {taken} removes: remove or change this entry there too" if taken
                                else f"{by}: {unknown(section[:-1], name, known)}")
 
-# %% ../nbs/reference/10_catalog.ipynb #8254b6e0
+# %% ../nbs/reference/10_catalog.ipynb #c772f56f
 @patch
 def _link(self: Catalog, where: _Where) -> None:
     for name, s in self.sources.items():
@@ -268,7 +268,7 @@ def _check_legend(s: Source, where: str) -> None:
     if s.kind == "first_year" and (lost := [k for k, c in s.legend.items() if c.isa == IMPERVIOUS and c.year is None]):
         raise RequestError(f"{where}: legend: code {lost[0]} of {s.legend_name} has no year, and a first-year source needs one for every impervious code")
 
-# %% ../nbs/reference/10_catalog.ipynb #e57c6d76
+# %% ../nbs/reference/10_catalog.ipynb #a354a3c2
 def _named(self: Catalog, kind: str, name: str, known: dict[str, Any]) -> Any:
     if name not in known:
         raise unknown(kind, name, known)
@@ -298,7 +298,7 @@ def zone(self: Catalog,
     "A zone by name."
     return _named(self, "zone", name, self.zones)
 
-# %% ../nbs/reference/10_catalog.ipynb #aacff8d7
+# %% ../nbs/reference/10_catalog.ipynb #7ba5d726
 @patch
 def table(self: Catalog) -> pd.DataFrame:  # one row a source
     "The sources at a glance."
@@ -306,7 +306,7 @@ def table(self: Catalog) -> pd.DataFrame:  # one row a source
              "simulated": s.simulated} for n, s in self.sources.items()]
     return pd.DataFrame(rows).astype({"year": "Int64"})
 
-# %% ../nbs/reference/10_catalog.ipynb #10d68464
+# %% ../nbs/reference/10_catalog.ipynb #8e4ad247
 @patch
 def grid(self: Catalog,
          area: str | tuple[float, float, float, float] | Area | GeoBox | None,  # name, bounding box in degrees, or grid; None: the source's own
@@ -324,7 +324,7 @@ def grid(self: Catalog,
         raise RequestError(f"area {area!r} is not understood: give a name, a bounding box (west, south, east, north) in degrees, or a GeoBox")
     return area_geobox(tuple(area), resolution or 16)
 
-# %% ../nbs/reference/10_catalog.ipynb #a7d8cc04
+# %% ../nbs/reference/10_catalog.ipynb #51b3efd0
 def _fill(s: Source) -> float | None:
     "A code for what lies outside a class file that declares no nodata."
     if s.kind not in CLASS_KINDS:
@@ -348,7 +348,7 @@ def _about(s: Source, year: int | None, seed: int) -> dict[str, Any]:
         said["seed"] = seed
     return {k: v for k, v in said.items() if v is not None and v != ""}
 
-# %% ../nbs/reference/10_catalog.ipynb #e0ecb3a4
+# %% ../nbs/reference/10_catalog.ipynb #f4ac72c4
 @patch
 def open(self: Catalog,
          name: str,  # a source

@@ -7,7 +7,7 @@ __all__ = ['TAGS', 'TAG_RULES', 'FCLASS', 'KINDS', 'COLUMNS', 'ROAD_WIDTHS', 'RA
            'OSM_PERVIOUS', 'classify_tags', 'OsmLayers', 'layer_name', 'as_layers', 'clean', 'read', 'preset_of',
            'used', 'ground_area', 'counts', 'burn', 'widen', 'rasterise']
 
-# %% ../nbs/reference/16_osm.ipynb #669fe94c
+# %% ../nbs/reference/16_osm.ipynb #b2d9ba71
 import re
 import tempfile
 import warnings
@@ -30,7 +30,7 @@ from pyproj import CRS, Transformer
 
 from .core import DataError, RequestError, raster, unknown, utm_crs
 
-# %% ../nbs/reference/16_osm.ipynb #4c90c28b
+# %% ../nbs/reference/16_osm.ipynb #39e24ca3
 TAGS = """
 traffic 5201 traffic_signals highway=traffic_signals
 traffic 5202 mini_roundabout highway=mini_roundabout
@@ -189,7 +189,7 @@ waterways 8103 canal waterway=canal
 waterways 8104 drain waterway=drain
 """
 
-# %% ../nbs/reference/16_osm.ipynb #0c09898a
+# %% ../nbs/reference/16_osm.ipynb #0a6a7eaa
 TAG_RULES: dict[str, list[tuple[int, str, dict[str, str]]]] = defaultdict(list)
 for _line in TAGS.split("\n")[1:-1]:
     _layer, _code, _fclass, *_tags = _line.split()
@@ -199,7 +199,7 @@ KINDS = {"points": ["traffic", "transport", "pofw", "natural"],
          "lines": ["roads", "railways", "waterways"],
          "multipolygons": ["traffic_a", "transport_a", "pofw_a", "natural_a", "buildings_a", "water_a", "landuse_a"]}
 
-# %% ../nbs/reference/16_osm.ipynb #8488552d
+# %% ../nbs/reference/16_osm.ipynb #4be54f32
 def classify_tags(tags: pd.DataFrame,  # one row per object, one column per tag key, missing where the tag is absent
                   layer: str,  # Geofabrik layer without the suffix `_a`
                   ) -> np.ndarray:  # (n,) int16 code; 0 where the object does not belong to the layer
@@ -212,7 +212,7 @@ def classify_tags(tags: pd.DataFrame,  # one row per object, one column per tag 
         code[fits] = value
     return code
 
-# %% ../nbs/reference/16_osm.ipynb #cf3a534a
+# %% ../nbs/reference/16_osm.ipynb #4bf5138c
 COLUMNS = ["osm_id", "code", "fclass", "tunnel"]
 
 
@@ -226,7 +226,7 @@ class OsmLayers(dict[str, gpd.GeoDataFrame]):
         super().__init__(layers or {})
         self.problems = list(problems)
 
-# %% ../nbs/reference/16_osm.ipynb #2dc836ef
+# %% ../nbs/reference/16_osm.ipynb #4abb882d
 _NAME = re.compile(r"(?:gis[._])?osm_(?P<layer>[a-z_]+?)_free(?:_\d+)?")
 
 
@@ -254,7 +254,7 @@ def as_layers(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFram
         return layers
     return OsmLayers({layer_name(name): _require(g, f"OSM layer {name}", ("fclass",)) for name, g in osm.items()})
 
-# %% ../nbs/reference/16_osm.ipynb #bebca34d
+# %% ../nbs/reference/16_osm.ipynb #8e16cb71
 def _require(frame: gpd.GeoDataFrame, what: str, columns: tuple[str, ...]) -> gpd.GeoDataFrame:
     lacking = [c for c in columns if c not in frame]
     if lacking:
@@ -263,7 +263,7 @@ def _require(frame: gpd.GeoDataFrame, what: str, columns: tuple[str, ...]) -> gp
         raise DataError(f"{what} carries no CRS; set it with set_crs('EPSG:4326'), the CRS of all OSM data")
     return frame
 
-# %% ../nbs/reference/16_osm.ipynb #936f9be1
+# %% ../nbs/reference/16_osm.ipynb #222fdc97
 def clean(frame: gpd.GeoDataFrame,  # one layer
           layer: str,  # its name, for the notices
           ) -> tuple[gpd.GeoDataFrame, list[str]]:  # valid, non-empty geometry; one line per kind of change
@@ -277,7 +277,7 @@ def clean(frame: gpd.GeoDataFrame,  # one layer
              ((int((bad & ~gone).sum()), "were invalid and have been repaired"), (int(gone.sum()), "were empty or unreadable and have been dropped")) if n]
     return (frame.set_geometry(gpd.GeoSeries(shapes, frame.index, frame.crs))[~gone] if notes else frame), notes
 
-# %% ../nbs/reference/16_osm.ipynb #abf381cf
+# %% ../nbs/reference/16_osm.ipynb #07450159
 def _parts(source: Path) -> dict[str, dict[str, str]]:
     "Stem of each Geofabrik shapefile of a folder, zip or single .shp -> {suffix: path GDAL can open}."
     if source.is_dir():
@@ -293,7 +293,7 @@ def _parts(source: Path) -> dict[str, dict[str, str]]:
             parts[p.stem][p.suffix] = path
     return dict(parts)
 
-# %% ../nbs/reference/16_osm.ipynb #d0aff533
+# %% ../nbs/reference/16_osm.ipynb #b7cce62c
 def _vector(path: str, layer: str | None, columns: list[str], bbox: tuple | None, crs: Any) -> gpd.GeoDataFrame:
     "One table in Geofabrik's schema: its CRS known, the columns we need, within a bbox in degrees."
     info = pyogrio.read_info(path, layer=layer)
@@ -314,14 +314,14 @@ def _shapefile(parts: dict[str, str], bbox: tuple | None, crs: Any) -> gpd.GeoDa
         raise DataError(f"{' and '.join(lacking)} missing (only {', '.join(parts)} there); unpack or download the extract again")
     return _vector(parts[".shp"], None, COLUMNS, bbox, crs)
 
-# %% ../nbs/reference/16_osm.ipynb #6c86ee46
+# %% ../nbs/reference/16_osm.ipynb #436cf96f
 def _table(source: Path, name: str, bbox: tuple | None, crs: Any) -> dict[str, gpd.GeoDataFrame]:
     "The layers in one table of a GeoPackage or similar."
     frame = _vector(str(source), name, [*COLUMNS, "layer"], bbox, crs)
     several = "layer" in frame and not pd.api.types.is_numeric_dtype(frame["layer"])
     return {str(k): g.drop(columns="layer") for k, g in frame.groupby("layer")} if several else {layer_name(name): frame.drop(columns="layer", errors="ignore")}
 
-# %% ../nbs/reference/16_osm.ipynb #6586afff
+# %% ../nbs/reference/16_osm.ipynb #39664718
 _AREA_KEYS = ("aeroway,amenity,boundary,building,landuse,leisure,military,natural,man_made=pier,waterway=riverbank,waterway=dock,waterway=dam,"
               "waterway=weir,highway=services,railway=station,aerialway=station")
 _EXTRA = {"points": [], "lines": ["tunnel"], "multipolygons": []}
@@ -339,7 +339,7 @@ def _osmconf() -> str:
     unused = [f"[{kind}]\nosm_id=yes\nattributes=name\nother_tags=no\n" for kind in ("multilinestrings", "other_relations")]
     return "\n".join([f"[general]\nclosed_ways_are_polygons={_AREA_KEYS}\nattribute_name_laundering=no\n", *tables, *unused])
 
-# %% ../nbs/reference/16_osm.ipynb #a6676d69
+# %% ../nbs/reference/16_osm.ipynb #f7592ee9
 def _pbf_table(source: Path, kind: str, bbox: tuple | None) -> gpd.GeoDataFrame:
     "All relevant objects of one geometry table of an .osm.pbf, with their tags as columns."
     keys, needed = _keys(kind)
@@ -370,7 +370,7 @@ def _pbf(source: Path, bbox: tuple | None, wanted: set[str] | None) -> dict[str,
             layers[name] = part
     return layers
 
-# %% ../nbs/reference/16_osm.ipynb #aa555969
+# %% ../nbs/reference/16_osm.ipynb #cd49841f
 _UNREADABLE = (DataError, RuntimeError, ValueError, OSError, shapely.errors.GEOSException)  # what pyogrio, Arrow and GEOS raise on broken files
 
 
@@ -397,7 +397,7 @@ def _read_file(source: Path, bbox: tuple | None, wanted: set[str] | None, crs: A
                 problems.append(f"{layer_name(name)}: passed over, {name} {str(e).splitlines()[0].removesuffix('.')}")
     return found, problems
 
-# %% ../nbs/reference/16_osm.ipynb #0840b216
+# %% ../nbs/reference/16_osm.ipynb #e594659d
 def read(source: "str | Path | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame",  # folder or zip of Geofabrik shapefiles, .osm.pbf, GeoPackage, or frames
          bbox: tuple[float, float, float, float] | None = None,  # west, south, east, north in degrees: only objects that meet it
          layers: Iterable[str] | None = None,  # names to read, e.g. ["buildings_a"]; None: all
@@ -422,7 +422,7 @@ def read(source: "str | Path | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame
         result.problems.append(f"no OSM object lies within {tuple(round(float(b), 4) for b in bbox)}; does the extract cover the place?")
     return result
 
-# %% ../nbs/reference/16_osm.ipynb #38d795c6
+# %% ../nbs/reference/16_osm.ipynb #1e11784d
 def _open(source: Path, bbox: tuple | None, wanted: set[str] | None, crs: Any) -> tuple[dict[str, list[gpd.GeoDataFrame]], list[str]]:
     "The layers of a file or folder; an error where there is nothing to be read."
     if not source.exists():
@@ -443,7 +443,7 @@ def _clip(frame: gpd.GeoDataFrame, bbox: tuple | None) -> gpd.GeoDataFrame:
     bounds = Transformer.from_crs(4326, frame.crs, always_xy=True).transform_bounds(*bbox)
     return frame.iloc[np.sort(frame.sindex.query(shapely.box(*bounds)))]
 
-# %% ../nbs/reference/16_osm.ipynb #d426958a
+# %% ../nbs/reference/16_osm.ipynb #19da99aa
 ROAD_WIDTHS = {"motorway": 20, "trunk": 15, "primary": 12, "secondary": 9, "tertiary": 7, "unclassified": 5, "residential": 5, "living_street": 5, "pedestrian": 5,
                "busway": 5, "motorway_link": 7, "trunk_link": 7, "primary_link": 7, "secondary_link": 5, "tertiary_link": 5, "service": 3.5, "track": 3.5, "track_grade1": 3.5}
 RAIL_WIDTHS = {"rail": 5, "light_rail": 5, "narrow_gauge": 4, "tram": 3}
@@ -472,7 +472,7 @@ _EXTENDED = {
 }
 PRESETS = {"paper": _PAPER, "improved": _IMPROVED, "extended": _EXTENDED}
 
-# %% ../nbs/reference/16_osm.ipynb #20b4be0c
+# %% ../nbs/reference/16_osm.ipynb #13ab9439
 _PRESET_KEYS = {"title": str, "impervious": list, "pervious": list, "without": dict, "widths": dict, "marks": dict}
 
 
@@ -496,7 +496,7 @@ def preset_of(preset: str | Mapping[str, Any],  # name in `PRESETS`, or a preset
         raise RequestError("OSM preset: widths must be metres greater than 0")
     return full
 
-# %% ../nbs/reference/16_osm.ipynb #746eb146
+# %% ../nbs/reference/16_osm.ipynb #ef73a95e
 def used(frame: gpd.GeoDataFrame,  # one layer
          layer: str,  # its name
          preset: dict[str, Any],  # of `preset_of`
@@ -510,14 +510,14 @@ def used(frame: gpd.GeoDataFrame,  # one layer
             return group, ~frame["fclass"].isin(preset["without"].get(layer, [])).to_numpy()
     return "not used", np.zeros(len(frame), bool)
 
-# %% ../nbs/reference/16_osm.ipynb #1ac5eb28
+# %% ../nbs/reference/16_osm.ipynb #875e2972
 def ground_area(shapes: gpd.GeoSeries,  # any geometry, any CRS
                 ) -> np.ndarray:  # (n,) square metres; 0 for points and lines
     "Area on the ellipsoid, by way of an equal-area projection."
     project = Transformer.from_crs(shapes.crs, 6933, always_xy=True)
     return shapely.area(shapely.transform(shapes.to_numpy(), project.transform, interleaved=False))
 
-# %% ../nbs/reference/16_osm.ipynb #c88f974d
+# %% ../nbs/reference/16_osm.ipynb #7ab1617c
 def counts(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame | str | Path",  # OSM in any form
            preset: str | Mapping[str, Any] = "paper",  # a name in `PRESETS` or a preset of one's own
            ) -> pd.DataFrame:  # layer, fclass, code, group (impervious, pervious, not used), n, area_m2
@@ -531,7 +531,7 @@ def counts(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame |
     columns = ["layer", "fclass", "code", "group", "n", "area_m2"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
-# %% ../nbs/reference/16_osm.ipynb #0d431337
+# %% ../nbs/reference/16_osm.ipynb #3b7fcd37
 @njit(cache=True, nogil=True)
 def _span(a: float, b: float, n: int) -> tuple[int, int]:
     "First and last + 1 of the rows of 0..n whose centre lies in the half-open interval between a and b."
@@ -619,7 +619,7 @@ def _burn(out: np.ndarray, x: np.ndarray, y: np.ndarray, rings: np.ndarray, poly
             if touched:
                 _trace(out, x, y, own, bit)
 
-# %% ../nbs/reference/16_osm.ipynb #01a6dc6d
+# %% ../nbs/reference/16_osm.ipynb #e8b2cef9
 def _inverse(a: Affine) -> Affine:
     "From map to pixel coordinates, rounded as GDAL does."
     return Affine(1 / a.a, 0, -a.c / a.a, 0, 1 / a.e, -a.f / a.e) if a.b == a.d == 0 else ~a
@@ -644,7 +644,7 @@ def burn(mask: np.ndarray,  # (y, x) uint8, changed in place
     a, b, c, d, e, f = _inverse(geobox.affine)[:6]
     _burn(mask, c + a * x + b * y, f + d * x + e * y, offsets[0].astype(np.int64), offsets[1].astype(np.int64), bit, all_touched)
 
-# %% ../nbs/reference/16_osm.ipynb #81c0502d
+# %% ../nbs/reference/16_osm.ipynb #7cc44b3d
 def widen(frame: gpd.GeoDataFrame,  # lines with fclass
           widths: Mapping[str, float],  # full width in metres per fclass
           crs: Any,  # a CRS in metres on the ground
@@ -653,7 +653,7 @@ def widen(frame: gpd.GeoDataFrame,  # lines with fclass
     half = frame["fclass"].map(widths).to_numpy(float) / 2
     return shapely.buffer(frame.geometry.to_crs(crs).to_numpy(), half, quad_segs=4)
 
-# %% ../nbs/reference/16_osm.ipynb #fbb52f8f
+# %% ../nbs/reference/16_osm.ipynb #953ff35b
 OSM_IMPERVIOUS, OSM_PERVIOUS = 1, 2
 
 
@@ -668,7 +668,7 @@ def _bounds(geobox: GeoBox, crs: Any) -> tuple[float, float, float, float]:
     "The bounds of a grid in another CRS; its edges are bent there, so points along them are projected, not only the corners."
     return Transformer.from_crs(geobox.crs, crs, always_xy=True).transform_bounds(*geobox.pad(1).boundingbox.bbox)
 
-# %% ../nbs/reference/16_osm.ipynb #a079a859
+# %% ../nbs/reference/16_osm.ipynb #5e5c84b7
 def rasterise(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFrame | str | Path",  # OSM in any form; a file is read only where it meets the grid
               geobox: GeoBox,  # target grid
               preset: str | Mapping[str, Any] = "paper",  # a name in `PRESETS` or a preset of one's own

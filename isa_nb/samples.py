@@ -6,7 +6,7 @@
 __all__ = ['LEGENDS', 'CONFIDENCE_STEPS', 'LEDGER', 'ISA_BINS', 'starts', 'sources_of', 'read_ledger', 'cut', 'plot_splits',
            'StoredChips', 'balance', 'plot_chips', 'plot_labels']
 
-# %% ../nbs/reference/34_samples.ipynb #d669e771
+# %% ../nbs/reference/34_samples.ipynb #7611f684
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ from .core import (IMPERVIOUS, LABEL_COLOURS, LABELS, LAND_COVER, LAND_COVER_COL
                          DataError, RequestError, atomic_path, crs_name, rng, unknown, write_json)
 from .splits import SPLIT_COLOURS, split_blocks
 
-# %% ../nbs/reference/34_samples.ipynb #fcae4a06
+# %% ../nbs/reference/34_samples.ipynb #ab6e0163
 def starts(length: int,  # side of the raster in pixels
            size: int = 512,  # side of a chip in pixels
            overlap: float = 0.1,  # share of a chip's side, 0 <= overlap < 1
@@ -38,7 +38,7 @@ def starts(length: int,  # side of the raster in pixels
     stride = max(1, round(size * (1 - overlap)))
     return np.append(np.arange(0, length - size, stride), length - size)
 
-# %% ../nbs/reference/34_samples.ipynb #264b8627
+# %% ../nbs/reference/34_samples.ipynb #a1fd2ef7
 LEGENDS = {
     "isa": {"codes": LABELS, "colours": LABEL_COLOURS, "impervious": (IMPERVIOUS,), "pervious": (PERVIOUS,), "uncertain": (UNCERTAIN,), "nodata": NODATA},
     "land_cover": {"codes": {LAND_COVER_IGNORE: "ignore", **LAND_COVER}, "colours": LAND_COVER_COLOURS, "impervious": (5, 11),
@@ -46,7 +46,7 @@ LEGENDS = {
 }
 CONFIDENCE_STEPS = 254  # confidence is stored as one byte, 0..254 for 0..1, 255 where there is none
 
-# %% ../nbs/reference/34_samples.ipynb #93053089
+# %% ../nbs/reference/34_samples.ipynb #3652d88c
 def _legend(name: str, label: Layer) -> dict[str, Any]:
     "The legend, checked against the nodata that the labels declare."
     if name not in LEGENDS:
@@ -70,7 +70,7 @@ def _shares(chip: Chip, legend: Mapping[str, Any], where: str) -> dict[str, floa
     return {"isa_share": n["impervious"] / settled if settled else None, "uncertain_share": n["uncertain"] / valid if valid else None,
             "valid_share": valid / chip.label.size, "mean_confidence": float(chip.confidence[known].mean(dtype=np.float64)) if valid else None}
 
-# %% ../nbs/reference/34_samples.ipynb #2a735226
+# %% ../nbs/reference/34_samples.ipynb #e1ff4545
 def _many(attrs: Mapping[str, Any], key: str, i: int) -> Any:
     value = attrs.get(key, attrs.get(f"{key}s"))
     value = value[i] if isinstance(value, (list, tuple, np.ndarray)) and i < len(value) else None if isinstance(value, (list, tuple, np.ndarray)) else value
@@ -86,7 +86,7 @@ def sources_of(attrs: Mapping[str, Any],  # of a raster from the catalogue, or o
     one = lambda i, n: {"role": role, "name": n, **{k: _many(attrs, k, i) for k in ("title", "year", "licence", "citation")}, "simulated": simulated}  # noqa: E731
     return [one(i, str(n) if n is not None else None) for i, n in enumerate(names)]
 
-# %% ../nbs/reference/34_samples.ipynb #5716576a
+# %% ../nbs/reference/34_samples.ipynb #ede2a6a2
 def _geotiff(path: Path, array: np.ndarray, box: Any, nodata: float | None, zlevel: int, tags: Mapping[str, str], names: Sequence[str] = (),
              colours: Mapping[int, str] | None = None, scale: float | None = None) -> None:
     "Write (band, y, x) as a compressed GeoTIFF, whole or not at all."
@@ -112,7 +112,7 @@ def _write(folder: Path, name: str, chip: Chip, scene: Scene, box: Any, legend: 
         steps = np.where(chip.label == legend["nodata"], 255, np.rint(chip.confidence * CONFIDENCE_STEPS)).astype(np.uint8)
         _geotiff(folder / "confidence" / name, steps[None], box, 255, 6, tags, ["confidence"], scale=1 / CONFIDENCE_STEPS)
 
-# %% ../nbs/reference/34_samples.ipynb #a686fcaa
+# %% ../nbs/reference/34_samples.ipynb #251456a6
 def _journal(folder: Path) -> dict[str, dict[str, Any]]:
     "What the journal says is done; a half-written last line is dropped."
     done = {}
@@ -144,7 +144,7 @@ def _begin(folder: Path, request: Mapping[str, Any], layers: Sequence[str]) -> d
     (folder / "journal.jsonl").write_text("".join(json.dumps(v) + "\n" for v in whole.values()), encoding="utf-8")
     return whole
 
-# %% ../nbs/reference/34_samples.ipynb #e284ebfb
+# %% ../nbs/reference/34_samples.ipynb #e49cc237
 def _entries(scene: Scene, places: Iterable[tuple[int, int]], size: int, area: str | None) -> Iterator[tuple[str, int, int]]:
     for row, col in places:
         yield f"{area or 'chip'}_r{row:06d}_c{col:06d}", row, col
@@ -176,7 +176,7 @@ def _work(scene: Scene, folder: Path, request: Mapping[str, Any], tags: Mapping[
             done[entry["id"]] = entry
     return [done[t[0]] for t in tasks]
 
-# %% ../nbs/reference/34_samples.ipynb #6d2cabaa
+# %% ../nbs/reference/34_samples.ipynb #cfd0da25
 LEDGER = {  # column -> what it holds
     "id": "name of the chip: area, first row, first column",
     "zone": "precipitation zone W1..W4, or empty",
@@ -200,7 +200,7 @@ LEDGER = {  # column -> what it holds
     "geometry": "footprint, EPSG:4326",
 }
 
-# %% ../nbs/reference/34_samples.ipynb #64580e7d
+# %% ../nbs/reference/34_samples.ipynb #f11ad987
 def _ledger(entries: Sequence[Mapping[str, Any]], scene: Scene, request: Mapping[str, Any], sources: Sequence[Mapping[str, Any]], split: Mapping[str, Any]) -> gpd.GeoDataFrame:
     "The ledger of the chips kept, split and with footprints."
     size, kept = request["size"], pd.DataFrame([e for e in entries if e["kept"]]).drop(columns="kept")
@@ -213,7 +213,7 @@ def _ledger(entries: Sequence[Mapping[str, Any]], scene: Scene, request: Mapping
     table = kept.assign(**more).astype({c: "string" for c in ("id", "zone", "area", "split", "image", "label", "confidence", "sources", "crs")})
     return gpd.GeoDataFrame(table[[c for c in LEDGER if c != "geometry"]], geometry=corners.to_numpy(), crs=4326)
 
-# %% ../nbs/reference/34_samples.ipynb #3c70768f
+# %% ../nbs/reference/34_samples.ipynb #d7fb396e
 def read_ledger(store: str | Path,  # folder made by `cut`
                 check: bool = True,  # look whether every chip file is there
                 ) -> gpd.GeoDataFrame:  # columns of LEDGER; attrs: store (the folder), left_out (chips with too little data)
@@ -237,7 +237,7 @@ def read_ledger(store: str | Path,  # folder made by `cut`
     ledger.attrs.update(store=str(store), left_out=left_out)
     return ledger
 
-# %% ../nbs/reference/34_samples.ipynb #0592407b
+# %% ../nbs/reference/34_samples.ipynb #1d7445ba
 def _scene(imagery: Raster, labels: Any, confidence: Raster | None, legend: str) -> tuple[Scene, list[dict[str, Any]]]:
     "The rasters to cut, and what they say of their sources."
     many = isinstance(labels, (xr.Dataset, Mapping))
@@ -259,7 +259,7 @@ def _request(scene: Scene, sources: Sequence[Mapping[str, Any]], **asked: Any) -
     request = {"format": 1, **asked, "inputs": {k: v.digest() for k, v in layers.items() if v is not None}, "sources": list(sources)}
     return json.loads(json.dumps(request, default=str))
 
-# %% ../nbs/reference/34_samples.ipynb #40d2f4c5
+# %% ../nbs/reference/34_samples.ipynb #b2ca6053
 def _existing(out: Path, request: Mapping[str, Any], split: Mapping[str, Any]) -> gpd.GeoDataFrame | None:
     "A finished store of the same request; an error if something else is there; None if nothing is."
     if out.is_file():
@@ -286,7 +286,7 @@ def _finish(folder: Path, out: Path, ledger: gpd.GeoDataFrame, record: Mapping[s
         out.rmdir()
     os.replace(folder, out)
 
-# %% ../nbs/reference/34_samples.ipynb #f6cc7b68
+# %% ../nbs/reference/34_samples.ipynb #305693f5
 def cut(imagery: Raster,  # (band, y, x) or (y, x) DataArray, or the path of a raster
         labels: Any,  # Dataset of fusion.fuse, DataArray or path of label codes, or a mapping with label (and confidence)
         out: str | Path,  # folder of the store; new, empty, or holding the same store
@@ -347,7 +347,7 @@ def _band_names(image: Layer) -> list[str]:
     names = image.tags.get("long_name")
     return [str(n) for n in names] if isinstance(names, (list, tuple)) and len(names) == image.bands else []
 
-# %% ../nbs/reference/34_samples.ipynb #dcf251e9
+# %% ../nbs/reference/34_samples.ipynb #2a9a5ff3
 def plot_splits(ledger: gpd.GeoDataFrame,  # of one store
                 label: xr.DataArray | None = None,  # labels to draw underneath, on the grid the chips were cut from
                 ax: Any = None,  # a matplotlib place; None: a new figure
@@ -372,7 +372,7 @@ def plot_splits(ledger: gpd.GeoDataFrame,  # of one store
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/reference/34_samples.ipynb #2334fc07
+# %% ../nbs/reference/34_samples.ipynb #cdd1a322
 class StoredChips:
     "The chips of a store as arrays."
 
@@ -405,10 +405,10 @@ class StoredChips:
         except rasterio.errors.RasterioIOError as e:
             raise DataError(f"chip {self.root / name} cannot be read ({e}): copy the whole store again, or cut it again") from e
 
-# %% ../nbs/reference/34_samples.ipynb #25388d8f
+# %% ../nbs/reference/34_samples.ipynb #4865c8cd
 ISA_BINS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)  # edges of the ranges of impervious share
 
-# %% ../nbs/reference/34_samples.ipynb #b53dc2c5
+# %% ../nbs/reference/34_samples.ipynb #ec8e0c24
 def balance(ledger: gpd.GeoDataFrame,  # rows of a ledger, e.g. the training chips
             n: int,  # chips wanted
             bins: Sequence[float] = ISA_BINS,  # edges of the ranges of isa_share
@@ -424,7 +424,7 @@ def balance(ledger: gpd.GeoDataFrame,  # rows of a ledger, e.g. the training chi
         turn[group == g] = gen.permutation((group == g).sum()) + gen.random() * 0.5
     return ledger.iloc[np.sort(np.argsort(turn, kind="stable")[:n])]
 
-# %% ../nbs/reference/34_samples.ipynb #edd93893
+# %% ../nbs/reference/34_samples.ipynb #b4ac6378
 def _stretched(image: np.ndarray, bands: Sequence[int]) -> np.ndarray:
     "Bands as a picture, stretched between the 2nd and the 98th percentile."
     rgb = image[list(bands)].astype(np.float32).transpose(1, 2, 0)
@@ -444,7 +444,7 @@ def _key(codes: Iterable[int], legend: Mapping[str, Any]) -> list[Any]:
     from matplotlib.patches import Patch
     return [Patch(facecolor=legend["colours"][c], edgecolor="0.5", label=legend["codes"][c]) for c in sorted(codes) if c in legend["codes"]]
 
-# %% ../nbs/reference/34_samples.ipynb #12a24a38
+# %% ../nbs/reference/34_samples.ipynb #e4d1e59a
 def plot_chips(chips: Mapping[str, Sequence[Chip]],  # title of a row, e.g. the zone -> chips to show
                bands: Sequence[int] = (2, 1, 0),  # bands shown as red, green and blue
                legend: str = "isa",  # legend of the labels
