@@ -6,7 +6,7 @@
 __all__ = ['Limit', 'STANDARD', 'Experiment', 'Suite', 'load_suite', 'declared', 'parameters_of', 'Place', 'places_of', 'Task',
            'make_plan']
 
-# %% ../nbs/reference/71_plan.ipynb #cb116017
+# %% ../nbs/reference/71_plan.ipynb #4a310478
 import ast
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .catalog import Catalog, read_yaml
 from .core import DataError, RequestError, resource, unknown
 
-# %% ../nbs/reference/71_plan.ipynb #ab2951f1
+# %% ../nbs/reference/71_plan.ipynb #2a10a520
 Limit = Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]]  # for all profiles, or by profile
 
 
@@ -32,6 +32,7 @@ class Experiment(BaseModel):
     scope: Literal["run", "place"]
     needs: list[str] = []
     default: bool = False  # part of a plain `isa run`
+    listed: bool = False  # only in areas that list it under their `experiments`
     timeout: Limit = 600  # seconds for the whole notebook
     memory: Limit = 1  # GB
     disk: Limit = 20  # MB
@@ -53,7 +54,7 @@ class Suite(BaseModel):
     experiments: dict[str, Experiment]
     folder: Path = Field(exclude=True)  # where the notebooks are
 
-# %% ../nbs/reference/71_plan.ipynb #bdcea07f
+# %% ../nbs/reference/71_plan.ipynb #331c74b8
 def load_suite(path: str | Path | None = None,  # an experiments.yaml; None: the one that comes with the library
                ) -> Suite:  # checked: names, needs, profiles
     "Read and check the declaration of the experiments."
@@ -68,7 +69,7 @@ def load_suite(path: str | Path | None = None,  # an experiments.yaml; None: the
     _check(suite, path.name)
     return suite
 
-# %% ../nbs/reference/71_plan.ipynb #a1029f2e
+# %% ../nbs/reference/71_plan.ipynb #293d8096
 def _check(suite: Suite, file: str) -> None:
     "What a schema cannot see: names that refer to each other."
     for name, e in suite.experiments.items():
@@ -89,7 +90,7 @@ def _check(suite: Suite, file: str) -> None:
     except CycleError as e:
         raise RequestError(f"{file}: experiments need each other in a circle: {' -> '.join(e.args[1])}") from e
 
-# %% ../nbs/reference/71_plan.ipynb #7d827db3
+# %% ../nbs/reference/71_plan.ipynb #5edb4ffc
 @cache
 def declared(notebook: Path,  # an .ipynb
              ) -> frozenset[str]:  # names assigned in the cell tagged `parameters`
@@ -105,7 +106,7 @@ def declared(notebook: Path,  # an .ipynb
     targets = [t for s in tree.body if isinstance(s, ast.Assign) for t in s.targets] + [s.target for s in tree.body if isinstance(s, ast.AnnAssign)]
     return frozenset(t.id for t in targets if isinstance(t, ast.Name))
 
-# %% ../nbs/reference/71_plan.ipynb #02af99d0
+# %% ../nbs/reference/71_plan.ipynb #3c15f70a
 STANDARD = ("place", "zone", "area", "out", "inputs", "catalog", "seed", "profile")  # given by the batch to every notebook that declares them
 
 
@@ -124,7 +125,7 @@ def parameters_of(suite: Suite,  # the declaration
             raise RequestError(f"{name} is given the parameter {p!r}, but {e.notebook} declares {', '.join(sorted(known - set(STANDARD))) or 'none'}")
     return {**{p: v for p, v in suite.profiles[profile].items() if p in known}, **own}
 
-# %% ../nbs/reference/71_plan.ipynb #2d836ef6
+# %% ../nbs/reference/71_plan.ipynb #399bf41b
 @dataclass(frozen=True)
 class Place:
     "Where an experiment runs: a zone's area or a study area of its own."
@@ -148,7 +149,7 @@ def places_of(cat: Catalog,  # the catalogue
                if area.experiments and (zones is None or a in zones or area.zone in zones)]
     return by_zone + by_name
 
-# %% ../nbs/reference/71_plan.ipynb #d48140ed
+# %% ../nbs/reference/71_plan.ipynb #931f1fa5
 @dataclass
 class Task:
     "One notebook at one place, and the tasks that must be done before."
@@ -166,7 +167,7 @@ class Task:
         "Its name, of which its notebook is called."
         return self.key.replace("/", "-")
 
-# %% ../nbs/reference/71_plan.ipynb #06bc3131
+# %% ../nbs/reference/71_plan.ipynb #4bb587ea
 def _wanted(suite: Suite, experiments: list[str] | None) -> list[str]:
     "The experiments asked for, in the order of the file."
     if experiments is None:
@@ -200,7 +201,7 @@ def make_plan(suite: Suite,  # the declared experiments
     def where(name: str, place: Place | None = None) -> list[Place | None]:
         if suite.experiments[name].scope == "run":
             return [None]
-        return [place] if place else [p for p in places if p.experiments is None or name in p.experiments]
+        return [place] if place else [p for p in places if name in (p.experiments or ()) or (p.experiments is None and not suite.experiments[name].listed)]
 
     for name in _wanted(suite, experiments):
         if not where(name) and name in (experiments or []):
