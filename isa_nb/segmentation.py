@@ -6,7 +6,8 @@
 __all__ = ['ENCODERS', 'BOXES', 'LINE', 'make_encoder', 'imagenet_weights', 'load_encoder', 'convolution', 'ASPP',
            'fitting_rates', 'enlarged', 'he_start', 'ResNeStASPP', 'shapes', 'draw']
 
-# %% ../nbs/reference/41_segmentation.ipynb #b662c283
+# %% ../nbs/reference/41_segmentation.ipynb #6f75d1d4
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,31 +206,27 @@ class ResNeStASPP(nn.Module):
             warnings.warn(f"atrous rates {self.aspp.rates} reach beyond the feature map of {h} x {w} cells, where they only meet padding: "
                           "take rates=fitting_rates(tile, zoom, output_stride)", stacklevel=3)
 
-# %% ../nbs/reference/41_segmentation.ipynb #f6e9344a
-def shapes(net: ResNeStASPP,  # on any device, also "meta"
+# %% ../nbs/reference/41_segmentation.ipynb #b72d2dea
+def shapes(net: ResNeStASPP,  # stays as it is: a copy without numbers is asked
            height: int = 512,  # of the image in pixels
            width: int | None = None,  # None: as height
            ) -> pd.DataFrame:  # part, channels, height and width in cells, reduction (pixels of the image per cell)
     "What each part of the network gives for one image, from the live network."
-    width, rows, was = width or height, [], net.training
-    enc = net.encoder
+    width, rows = width or height, []
+    ghost = copy.deepcopy(net).to("meta").eval()
+    enc = ghost.encoder
     parts = {"stem": enc.act1, "pooling": enc.maxpool, "block 1": enc.layer1, "block 2": enc.layer2, "block 3": enc.layer3, "block 4": enc.layer4,
-             "pyramid": net.aspp, "block 1, fewer channels": net.low, "fuse 3 x 3": net.fuse, "classify": net.classify}
+             "pyramid": ghost.aspp, "block 1, fewer channels": ghost.low, "fuse 3 x 3": ghost.fuse, "classify": ghost.classify}
 
     def note(part: str, x: Tensor) -> None:
         rows.append((part, *x.shape[1:], round(height / x.shape[2], 2)))
 
-    hooks = [m.register_forward_hook(lambda m, i, o, part=part: note(part, o)) for part, m in parts.items()]
-    hooks.append(net.fuse.register_forward_pre_hook(lambda m, i: note("enlarged and merged", i[0])))
-    try:
-        image = torch.zeros(1, net.in_channels, height, width, device=next(net.parameters()).device)
-        note("image", image)
-        with torch.no_grad():
-            note("enlarged to the image", net.eval()(image))
-    finally:
-        net.train(was)
-        for hook in hooks:
-            hook.remove()
+    ghost.fuse.register_forward_pre_hook(lambda m, i: note("enlarged and merged", i[0]))
+    for part, module in parts.items():
+        module.register_forward_hook(lambda m, i, o, part=part: note(part, o))
+    image = torch.empty(1, net.in_channels, height, width, device="meta", dtype=next(ghost.parameters()).dtype)
+    note("image", image)
+    note("enlarged to the image", ghost(image))
     return pd.DataFrame(rows, columns=["part", "channels", "height", "width", "reduction"]).set_index("part")
 
 # %% ../nbs/reference/41_segmentation.ipynb #d3119c22

@@ -146,10 +146,13 @@ def test_fitting_rates_fit(tile, zoom, stride):
 
 def test_shapes_leave_the_network_as_it_was():
     net = s.ResNeStASPP(**SMALL).train()
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    s.shapes(net, 40, 56)
-    assert net.training and not net.fuse._forward_hooks and not net.fuse._forward_pre_hooks and not net.encoder.act1._forward_hooks
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    net.aspp.eval()
+    before, modes = {k: v.clone() for k, v in net.state_dict().items()}, [m.training for m in net.modules()]
+    table = s.shapes(net, 40, 56)
+    assert table.loc["pyramid"].tolist() == [32, 5, 7, 8] and table.loc["enlarged to the image"].tolist() == [2, 40, 56, 1]
+    assert [m.training for m in net.modules()] == modes and not net.fuse._forward_hooks and not net.fuse._forward_pre_hooks
+    assert all(v.device.type == "cpu" and torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert s.shapes(net.bfloat16(), 64).equals(s.shapes(net.float(), 64))
 
 
 # ImageNet weights
