@@ -197,7 +197,7 @@ LAYERS = {"label": Layer("ISA label: 0 pervious, 1 impervious, 2 uncertain", NOD
           "rule": Layer("what set the label: 1 agreement, 2 OSM impervious, 3 OSM pervious, 4 posterior, 5 left uncertain", RULE_NODATA, _rgb(RULE_COLOURS)),
           "confidence": Layer("confidence of the label, percent", PERCENT_NODATA, scale=0.01)}
 
-# %% ../nbs/reference/32_fuse_files.ipynb #66fdaace
+# %% ../nbs/reference/32_fuse_files.ipynb #8265ac60
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     "A second temporary name beside a temporary file, gone at the end."
@@ -231,7 +231,7 @@ def writing(path: Path,  # the file to be made
             cog: bool = False,  # a cloud-optimised GeoTIFF, with overviews
             ) -> Iterator[rasterio.io.DatasetWriter]:  # to write windows to
     "A raster that is whole or not there."
-    compress = {"compress": "zstd", "num_threads": "all_cpus", "bigtiff": "if_safer"}
+    compress = {"compress": "zstd", "bigtiff": "if_safer"}
     with atomic_path(path) as final, _beside(final) as spare:
         plain = spare if cog else final
         with rasterio.open(plain, "w", driver="GTiff", width=box.shape.x, height=box.shape.y, count=1, dtype=dtype, crs=box.crs.to_wkt(), transform=box.affine, nodata=style.nodata,
@@ -244,7 +244,7 @@ def writing(path: Path,  # the file to be made
             yield dst
         _check_written(plain, path)
         if cog:
-            rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling=style.overviews, **compress)
+            rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling=style.overviews, num_threads="all_cpus", **compress)
             _check_written(final, path)
 
 # %% ../nbs/reference/32_fuse_files.ipynb #3d62f593
@@ -380,7 +380,7 @@ def count_windows(windows: Windows,  # products and OSM
     parts = [p for window in stream(windows, work, threads_of(threads)) for p in window]
     return Histogram(tuple(p.name for p in windows.products), *(np.concatenate(c) for c in zip(*parts, strict=True)))
 
-# %% ../nbs/reference/32_fuse_files.ipynb #0bf6309b
+# %% ../nbs/reference/32_fuse_files.ipynb #e9f9f9cb
 def _percent(outcomes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     label, rule, confidence = outcomes
     return label, rule, np.where(np.isnan(confidence), PERCENT_NODATA, np.rint(np.nan_to_num(confidence) * 100)).astype(np.uint8)
@@ -392,21 +392,22 @@ def apply_windows(windows: Windows,  # products and OSM
                   threads: int | None = None,  # None: all cores, or OMP_NUM_THREADS
                   ) -> np.ndarray:  # int64: pixels of each row of the table
     "Look up every window and write it."
-    lock, rows = threading.Lock(), np.zeros(table.codes.size, np.int64)
+    lock, rows, spare = threading.Lock(), np.zeros(table.codes.size, np.int64), deque()
 
     def work(w: Window) -> tuple[Window, dict[str, np.ndarray]]:
         stack, osm = windows.read(w)
-        mine = np.zeros_like(rows)
+        mine, room = np.zeros_like(rows), spare.pop() if spare else {k: np.empty(WINDOW * WINDOW, d.dtypes[0]) for k, d in writers.items()}
         try:
-            out = lookup_flat(table, stack.reshape(len(stack), -1), osm.ravel(), only=writers, rows=mine)
+            lookup_flat(table, stack.reshape(len(stack), -1), osm.ravel(), out={k: v[:w.height * w.width] for k, v in room.items()}, rows=mine)
         except ValueError:
             raise windows.guilty(w, stack, osm) from None
         with lock:
             np.add(rows, mine, out=rows)
-        return w, {k: v.reshape(w.height, w.width) for k, v in out.items()}
-    for w, out in stream(windows, work, threads_of(threads)):
-        for name, values in out.items():
-            writers[name].write(values, 1, window=w)
+        return w, room
+    with ThreadPoolExecutor(len(writers)) as pens:
+        for w, room in stream(windows, work, threads_of(threads)):
+            list(pens.map(lambda k: writers[k].write(room[k][:w.height * w.width].reshape(w.height, w.width), 1, window=w), writers))  # noqa: B023  done before the next window
+            spare.append(room)
     return rows
 
 # %% ../nbs/reference/32_fuse_files.ipynb #8a5c7d45
@@ -439,7 +440,7 @@ def _folder(out: Path, overwrite: bool) -> Iterator[None]:
         lock.release()
         (out / ".fusion.lock").unlink(missing_ok=True)
 
-# %% ../nbs/reference/32_fuse_files.ipynb #d3300d07
+# %% ../nbs/reference/32_fuse_files.ipynb #e771e9c3
 def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files or `FileProduct`s by name
                out: str | Path,  # folder for label.tif, votes.tif, rule.tif, confidence.tif and fusion.json
                osm: Any = None,  # layers or a file of them, or a mask on disk (bit 0 impervious, bit 1 pervious)
@@ -484,11 +485,11 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
     tags = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     dtypes = {"votes": vote_dtype(n)}
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
-        hashes = aside.submit(lambda: [{str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products])
+        inputs = aside.submit(lambda: {"inputs": {p.name: {str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products}} | provenance())
         writers = {k: stack.enter_context(writing(out / f"{k}.tif", LAYERS[k], dtypes.get(k, np.dtype(np.uint8)), windows.box, tags, cog)) for k in only}
         rows = apply_windows(windows, table, writers, threads)
     made = {k: out / f"{k}.tif" for k in only}
-    made["json"] = write_json(out / "fusion.json", facts | _counts(table, rows, settlement, rule) | {"inputs": dict(zip(facts["products"], hashes.result(), strict=True))} | provenance())
+    made["json"] = write_json(out / "fusion.json", facts | _counts(table, rows, settlement, rule) | inputs.result())
     return made
 
 
