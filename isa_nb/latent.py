@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'correlations', 'excess', 'witnesses', 'levels', 'Prior', 'States', 'em', 'purity', 'probability', 'Model',
            'fit', 'reliability']
 
-# %% ../nbs/reference/31_latent.ipynb #5ba65200
+# %% ../nbs/reference/31_latent.ipynb #802299f2
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from .core import IMPERVIOUS, NODATA, RequestError, rng, unknown
 from .votes import Histogram, decode
 
-# %% ../nbs/reference/31_latent.ipynb #58ee6c85
+# %% ../nbs/reference/31_latent.ipynb #4f47c041
 def correlations(h: Histogram,  # counts of joint vote codes
                  ) -> np.ndarray:  # (n, n) correlation of the votes where both products speak
     "How alike the votes of products are."
@@ -45,7 +45,7 @@ def excess(h: Histogram,  # counts of joint vote codes of four products or more
     np.fill_diagonal(e, 0)
     return pd.DataFrame(e, h.names, h.names)
 
-# %% ../nbs/reference/31_latent.ipynb #f55ac39a
+# %% ../nbs/reference/31_latent.ipynb #3b1ed7f6
 def _camps(e: np.ndarray) -> list[np.ndarray]:
     "Two camps, by the sign of the leading eigenvector of the excess."
     leading = np.linalg.eigh(e)[1][:, -1]
@@ -71,7 +71,7 @@ def witnesses(h: Histogram,  # counts of joint vote codes
             return sorted([joined, *(k for k in alone if k[0] not in joined)], key=lambda k: h.names.index(k[0]))
     return alone
 
-# %% ../nbs/reference/31_latent.ipynb #1c652638
+# %% ../nbs/reference/31_latent.ipynb #65c2dd3a
 def levels(codes: np.ndarray,  # uint64 (k,) joint vote codes
            names: tuple[str, ...],  # products in the order of the bits
            groups: Iterable[tuple[str, ...]],  # witnesses
@@ -87,7 +87,7 @@ def levels(codes: np.ndarray,  # uint64 (k,) joint vote codes
         rows.append(np.where(speaks.any(0), np.digitize(mean, [1e-6, 0.5, 1 - 1e-6]), -1))
     return np.array([*rows, osm], np.int8)
 
-# %% ../nbs/reference/31_latent.ipynb #902e5eab
+# %% ../nbs/reference/31_latent.ipynb #eb22da50
 @dataclass(frozen=True)
 class Prior:
     "What is believed before any vote is seen; all values inferred."
@@ -112,7 +112,7 @@ class Prior:
         says = np.hstack([wrong + (right - wrong) * state, wrong + (right - wrong) * (1 - state), np.full((k, 1), wrong * right)])
         return np.hstack([1 - says.sum(1, keepdims=True), says])
 
-# %% ../nbs/reference/31_latent.ipynb #c6ee9766
+# %% ../nbs/reference/31_latent.ipynb #beb3c04d
 @dataclass(frozen=True)
 class States:
     "Fitted states; a leading axis, if any, counts replicates."
@@ -154,7 +154,7 @@ def em(said: list[np.ndarray],  # (k, 4) for each witness and OSM
         s = States(shares, tuple(normal(pw.swapaxes(-1, -2) @ one + strength * lean) for one, lean in zip(said, prior.says, strict=True)))
     return s
 
-# %% ../nbs/reference/31_latent.ipynb #007dc9b5
+# %% ../nbs/reference/31_latent.ipynb #c505ae8a
 def purity(s: States,  # fitted states
            ) -> np.ndarray:  # (..., K) share of impervious pixels in each state
     "How often a pixel of a state is impervious."
@@ -162,10 +162,10 @@ def purity(s: States,  # fitted states
     low, high = yes[..., :1, :], yes[..., -1:, :]
     return ((yes - low) / np.maximum(high - low, 0.05)).clip(0, 1).mean(-1)
 
-# %% ../nbs/reference/31_latent.ipynb #4873938d
+# %% ../nbs/reference/31_latent.ipynb #c7aeae25
 STATES = (4, 5, 6, 8)
 
-# %% ../nbs/reference/31_latent.ipynb #ee673267
+# %% ../nbs/reference/31_latent.ipynb #76682022
 def probability(s: States,  # fitted states
                 said: list[np.ndarray],  # (k, 4) for each witness and OSM
                 ) -> np.ndarray:  # (..., k) probability of impervious
@@ -173,7 +173,7 @@ def probability(s: States,  # fitted states
     q = purity(s)
     return (s.given(said)[0] @ ((q + (q > 0.5)) / 2)[..., None])[..., 0]
 
-# %% ../nbs/reference/31_latent.ipynb #44dea92c
+# %% ../nbs/reference/31_latent.ipynb #3e56a85a
 @dataclass(frozen=True)
 class Model:
     "A fitted latent-class model of one zone."
@@ -198,7 +198,7 @@ class Model:
         said = _said(found)
         return np.mean([probability(s, said) for s in self.fits], 0)[where.ravel()]
 
-# %% ../nbs/reference/31_latent.ipynb #a275f15b
+# %% ../nbs/reference/31_latent.ipynb #c4017fdd
 def _start(prior: Prior, k: int, witnesses: int) -> States:
     return States(prior.shares(k), (*(prior.witness(k) for _ in range(witnesses)), prior.of_osm(k)))
 
@@ -252,7 +252,7 @@ def _only_shares(said: list[np.ndarray], weight: np.ndarray, start: States, prio
         s = States(shares / shares.sum(), start.says)
     return s
 
-# %% ../nbs/reference/31_latent.ipynb #7814f4ba
+# %% ../nbs/reference/31_latent.ipynb #062d0102
 def _ratios(p: np.ndarray, weight: np.ndarray, votes: np.ndarray) -> np.ndarray:
     "(..., products, 3): sensitivity, specificity, precision, from (..., k) probabilities and weights."
     p = np.nan_to_num(p)
@@ -269,7 +269,7 @@ def _replicates(h: Histogram, repeats: int, seed: int) -> np.ndarray:
     drawn = rng(seed, "reliability").multinomial(blocks.size, np.full(blocks.size, 1 / blocks.size), repeats)
     return (csr_array(drawn) @ counts).toarray()
 
-# %% ../nbs/reference/31_latent.ipynb #029ac616
+# %% ../nbs/reference/31_latent.ipynb #b0d934a3
 def _refitted(model: Model, h: Histogram, pixels: np.ndarray) -> np.ndarray:
     "(repeats, codes) probabilities of a model fitted to each of (repeats, codes) counts."
     found, where = np.unique(levels(h.codes, h.names, model.groups), axis=1, return_inverse=True)
