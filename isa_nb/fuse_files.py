@@ -357,7 +357,7 @@ def osm_windows(osm: Any,  # layers or a file of them, a mask on disk (GeoTIFF o
     layers = read(osm, bounds) if isinstance(osm, str | Path) else as_layers(osm)
     return lambda w: rasterise(layers, box[w.row_off:w.row_off + w.height, w.col_off:w.col_off + w.width], preset).values
 
-# %% ../nbs/reference/32_fuse_files.ipynb #e9bd3c4f
+# %% ../nbs/reference/32_fuse_files.ipynb #74e6b458
 def count_windows(windows: Windows,  # products and OSM
                   threads: int | None = None,  # None: all cores, or OMP_NUM_THREADS
                   ) -> Histogram:  # per block of 512 pixels
@@ -370,9 +370,8 @@ def count_windows(windows: Windows,  # products and OSM
         for r in range(0, w.height, BLOCK):
             for c in range(0, w.width, BLOCK):
                 view = (..., slice(r, r + BLOCK), slice(c, c + BLOCK))
-                block = np.ascontiguousarray(stack[view]).reshape(len(stack), -1)
                 try:
-                    found, count = counted(block, osm[view].ravel() if osm.size else osm.ravel(), legends=windows.legends)
+                    found, count = counted(stack[view], osm[view] if osm.size else osm, legends=windows.legends)
                 except ValueError:
                     raise windows.guilty(w, stack, osm) from None
                 parts.append((np.full(found.size, (w.row_off + r) // BLOCK * per_row + (w.col_off + c) // BLOCK), found, count))
@@ -380,7 +379,7 @@ def count_windows(windows: Windows,  # products and OSM
     parts = [p for window in stream(windows, work, threads_of(threads)) for p in window]
     return Histogram(tuple(p.name for p in windows.products), *(np.concatenate(c) for c in zip(*parts, strict=True)))
 
-# %% ../nbs/reference/32_fuse_files.ipynb #e9f9f9cb
+# %% ../nbs/reference/32_fuse_files.ipynb #4956c0ef
 def _percent(outcomes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     label, rule, confidence = outcomes
     return label, rule, np.where(np.isnan(confidence), PERCENT_NODATA, np.rint(np.nan_to_num(confidence) * 100)).astype(np.uint8)
@@ -398,7 +397,7 @@ def apply_windows(windows: Windows,  # products and OSM
         stack, osm = windows.read(w)
         mine, room = np.zeros_like(rows), spare.pop() if spare else {k: np.empty(WINDOW * WINDOW, d.dtypes[0]) for k, d in writers.items()}
         try:
-            lookup_flat(table, stack.reshape(len(stack), -1), osm.ravel(), out={k: v[:w.height * w.width] for k, v in room.items()}, rows=mine)
+            lookup_flat(table, stack, osm, out={k: v[:w.height * w.width] for k, v in room.items()}, rows=mine)
         except ValueError:
             raise windows.guilty(w, stack, osm) from None
         with lock:

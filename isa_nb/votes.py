@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'OUTPUTS', 'vote_dtype',
-           'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots', 'code_bits', 'Table',
-           'threads_of', 'in_chunks', 'lookup_flat', 'lookup', 'guilty', 'Histogram', 'counted', 'block_side',
-           'count_blocks', 'histogram']
+__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'CHUNK', 'OUTPUTS',
+           'vote_dtype', 'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots',
+           'flattened', 'code_bits', 'Table', 'threads_of', 'lookup_flat', 'room', 'lookup', 'guilty', 'Histogram',
+           'counted', 'block_side', 'count_blocks', 'histogram']
 
-# %% ../nbs/reference/29_votes.ipynb #33045c0f
+# %% ../nbs/reference/29_votes.ipynb #faa3718c
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -171,13 +171,20 @@ def ballots(legends: np.ndarray,  # (n, 256) uint8: 0, 1, SOME, MOST, 255 or WRO
 # %% ../nbs/reference/29_votes.ipynb #b71351bd
 PIECE = 4096
 
-# %% ../nbs/reference/29_votes.ipynb #1d4bbd76
+# %% ../nbs/reference/29_votes.ipynb #f36421d3
+def flattened(arrays: Iterable[np.ndarray],  # n rasters of one size, uint8
+              ) -> tuple[np.ndarray, ...]:  # MAX_PRODUCTS flat arrays: these, then the first again; views wherever possible
+    "Rasters as the kernels take them."
+    lines = tuple(np.require(a, np.uint8, "CW").reshape(-1) for a in arrays)
+    return lines + lines[:1] * (MAX_PRODUCTS - len(lines))
+
+# %% ../nbs/reference/29_votes.ipynb #bc933fed
 @njit(cache=True, nogil=True)
 def _tally(stack, ballots, a, b, code):
     "Ballots of pixels a..b of all products into code[:b-a]; returns whether a value was out of range."
-    seen, n, m = code.dtype.type(0), stack.shape[0], b - a
+    seen, n, m = code.dtype.type(0), ballots.shape[0], b - a
     for j in range(0, n, 3):
-        u, v, w = stack[j, a:b], stack[min(j + 1, n - 1), a:b], stack[min(j + 2, n - 1), a:b]  # the last product may come twice: bits that are set stay set
+        u, v, w = stack[j][a:b], stack[min(j + 1, n - 1)][a:b], stack[min(j + 2, n - 1)][a:b]  # the last product may come twice: bits that are set stay set
         x, y, z = ballots[j], ballots[min(j + 1, n - 1)], ballots[min(j + 2, n - 1)]
         if j == 0:
             for i in range(m):
@@ -191,14 +198,14 @@ def _tally(stack, ballots, a, b, code):
 
 
 @njit(cache=True, nogil=True)
-def _compare(stack, a, b, code, planes):
+def _compare(stack, n, a, b, code, planes):
     "The same for products of plain 0, 1 and 255."
-    n, m, none, wrong = stack.shape[0], b - a, np.uint8(0), np.uint8(0)
+    m, none, wrong = b - a, np.uint8(0), np.uint8(0)
     yes, valid, odd = planes[0, :m], planes[1, :m], planes[2, :m]
     for g in range(0, n, 8):
         planes[:, :m] = 0
         for j in range(g, min(n, g + 8)):
-            v, bit = stack[j, a:b], np.uint8(1 << (j - g))
+            v, bit = stack[j][a:b], np.uint8(1 << (j - g))
             for i in range(m):
                 yes[i] |= bit if v[i] == 1 else none
             for i in range(m):
@@ -220,9 +227,9 @@ def _compare(stack, a, b, code, planes):
 @njit(cache=True, nogil=True)
 def _encode(stack, osm, ballots, plain, a, b, code, planes):
     "Codes of pixels a..b into code[:b-a]; returns whether a value was out of range."
-    bad = _compare(stack, a, b, code, planes) if plain else _tally(stack, ballots, a, b, code)
+    bad = _compare(stack, ballots.shape[0], a, b, code, planes) if plain else _tally(stack, ballots, a, b, code)
     if osm.size:
-        says, place, most = osm[a:b], code.dtype.type(2 * stack.shape[0]), np.uint8(0)
+        says, place, most = osm[a:b], code.dtype.type(2 * ballots.shape[0]), np.uint8(0)
         for i in range(b - a):
             code[i] |= code.dtype.type(says[i]) << place
         for i in range(b - a):
@@ -268,7 +275,7 @@ def _runs(code, n, rows):
             last, run = code[i], 1
     rows[last] += run
 
-# %% ../nbs/reference/29_votes.ipynb #6e2bf08a
+# %% ../nbs/reference/29_votes.ipynb #0446be92
 @njit(cache=True, nogil=True)
 def _words(code, n, keys, slots, shift, table, word, rows):
     "Words of code[:n], and how often each row was used (`rows` of length 0: not counted)."
@@ -297,9 +304,9 @@ def _take(word, n, shift, out):
 @njit(cache=True, nogil=True)
 def _apply(stack, osm, ballots, plain, keys, slots, shift, table, label, votes, rule, confidence, rows):
     "Look up every pixel and count the rows it finds; returns whether a value was out of range."
-    m, planes, code, word = stack.shape[1], np.empty((3, PIECE), np.uint8), np.empty(PIECE, ballots.dtype), np.empty(PIECE, np.uint64)
+    m, planes, code, word = stack[0].size, np.empty((3, PIECE), np.uint8), np.empty(PIECE, ballots.dtype), np.empty(PIECE, np.uint64)
     low = code.dtype.type(0)
-    for _ in range(2 * stack.shape[0]):
+    for _ in range(2 * ballots.shape[0]):
         low = (low << code.dtype.type(1)) | code.dtype.type(1)
     for a in range(0, m, PIECE):
         n = min(m - a, PIECE)
@@ -318,7 +325,7 @@ def _apply(stack, osm, ballots, plain, keys, slots, shift, table, label, votes, 
                 voted[i] = code[i] & low
     return False
 
-# %% ../nbs/reference/29_votes.ipynb #18042128
+# %% ../nbs/reference/29_votes.ipynb #95636e46
 def code_bits(legends: np.ndarray,  # (n, 256) recoding tables
               ) -> int:  # bits of a joint vote code
     "How long a code can get: mixed bits count only where a product may be mixed."
@@ -344,6 +351,11 @@ class Table:
         bits = confidence.view(f"u{confidence.itemsize}").astype(np.uint64)
         object.__setattr__(self, "words", label.astype(np.uint64) | rule.astype(np.uint64) << np.uint64(8) | bits << np.uint64(32))
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:  # by output
+        "The types of the outputs."
+        return dict(zip(OUTPUTS, (np.dtype(np.uint8), vote_dtype(self.n), np.dtype(np.uint8), self.columns[2].dtype), strict=True))
+
     @classmethod
     def of(cls, n: int,  # number of products
            outcomes: Callable[[np.ndarray], tuple],  # uint64 codes (k,) -> label, rule, confidence (k,)
@@ -363,56 +375,50 @@ class Table:
             codes = np.concatenate([np.zeros(1, np.uint64), codes])
         return cls(n, outcomes(codes), keys, slots, shift, codes, ballots(legends, keys.size > 0), bool((legends == PLAIN).all()))
 
-# %% ../nbs/reference/29_votes.ipynb #25a670a9
+# %% ../nbs/reference/29_votes.ipynb #fcf27441
 def threads_of(threads: int | None = None,  # asked for
                ) -> int:  # to use
     "How many threads: as asked, else OMP_NUM_THREADS, else the cores this process may use."
     return max(1, int(threads or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
 
 
+CHUNK = 1 << 18  # about how many pixels a thread takes at once
 _NONE = np.empty(0, np.uint8)
 
-
-def in_chunks(arrays: list[np.ndarray],  # n uint8 rasters (y, x)
-              osm: np.ndarray | None,  # uint8 raster (y, x) that goes along
-              work: Callable,  # work(rows, stack, osm): slice of rows, (n, pixels) and (pixels,) of these rows, empty where there is no osm
-              threads: int | None = None,  # see `threads_of`
-              pixels: int = 1 << 17,  # about how many pixels a chunk holds: what fits the second cache
-              ) -> list:  # what `work` returned, from top to bottom
-    "Run a kernel over chunks of rows in threads."
-    height, width = arrays[0].shape
-    step = max(1, pixels // max(1, width))
-
-    def one(r: int):
-        rows = slice(r, min(height, r + step))
-        stack = np.empty((len(arrays), rows.stop - r, width), np.uint8)
-        for s, a in zip(stack, arrays, strict=True):
-            s[:] = a[rows]
-        return work(rows, stack.reshape(len(arrays), -1), _NONE if osm is None else np.ascontiguousarray(osm[rows]).ravel())
-    with ThreadPoolExecutor(threads_of(threads)) as pool:
-        return list(pool.map(one, range(0, height, step)))
-
-# %% ../nbs/reference/29_votes.ipynb #13870c85
+# %% ../nbs/reference/29_votes.ipynb #f8dc1efe
 OUTPUTS = ("label", "votes", "rule", "confidence")
 
 
 def lookup_flat(table: Table,  # outcomes by code
-                stack: np.ndarray,  # (n, pixels) uint8 votes
-                osm: np.ndarray = _NONE,  # (pixels,) uint8, or empty
+                stack: Iterable[np.ndarray],  # n uint8 arrays of one size: values of the products
+                osm: np.ndarray = _NONE,  # uint8 of that size, or empty
                 only: Iterable[str] = OUTPUTS,  # which outputs
                 out: dict[str, np.ndarray] | None = None,  # where to write them: flat arrays; None: new ones
                 rows: np.ndarray = np.empty(0, np.int64),  # noqa: B008  histogram of the table's rows to add to, or empty
                 ) -> dict[str, np.ndarray]:  # the outputs, each (pixels,)
     "Look up flat pixels; a `ValueError` where a value is out of range."
-    dtypes = dict(label=np.uint8, votes=vote_dtype(table.n), rule=np.uint8, confidence=table.columns[2].dtype)
-    out = out or {k: np.empty(stack.shape[1], dtypes[k]) for k in only}
+    stack, dtypes = flattened(stack), table.dtypes
+    out = out or {k: np.empty(stack[0].size, dtypes[k]) for k in only}
     full = [out.get(k, np.empty(0, d)) for k, d in dtypes.items()]
     full[3] = full[3].view(f"u{full[3].itemsize}")  # the bits of a float are written as they are
-    if _apply(stack, osm, table.ballots, table.plain, table.keys, table.slots, table.shift, table.words, *full, rows):
+    if _apply(stack, np.require(osm, np.uint8, "CW").reshape(-1), table.ballots, table.plain, table.keys, table.slots, table.shift, table.words, *full, rows):
         raise ValueError("value out of range")
     return out
 
-# %% ../nbs/reference/29_votes.ipynb #5d0b2dda
+# %% ../nbs/reference/29_votes.ipynb #9bd3c7ce
+def room(shape: tuple[int, ...],  # of the array
+         dtype: np.dtype,  # of its items
+         page: int = 1 << 21,  # bytes of a large page
+         ) -> np.ndarray:  # not initialised
+    "An empty array that begins with a memory page."
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size < page:
+        return np.empty(shape, dtype)
+    raw = np.empty(size + page, np.uint8)
+    start = -raw.ctypes.data % page
+    return raw[start:start + size].view(dtype).reshape(shape)
+
+
 def lookup(table: Table,  # outcomes by code
            arrays: Mapping[str, np.ndarray],  # uint8 rasters (y, x) of 0, 1, 255 by product
            osm: np.ndarray | None = None,  # (y, x) uint8: 0 none, 1 impervious, 2 pervious, 3 both
@@ -420,14 +426,16 @@ def lookup(table: Table,  # outcomes by code
            threads: int | None = None,  # see `threads_of`
            ) -> dict[str, np.ndarray]:  # outputs (y, x) by name
     "Look up every pixel of a raster."
-    rasters, shape = list(arrays.values()), next(iter(arrays.values())).shape
-    dtypes = dict(label=np.uint8, votes=vote_dtype(table.n), rule=np.uint8, confidence=table.columns[2].dtype)
-    out = {k: np.empty(shape, dtypes[k]) for k in only}
+    height, width = next(iter(arrays.values())).shape
+    step = max(1, CHUNK // max(1, width))
+    out = {k: room((height, width), table.dtypes[k]) for k in only}
 
-    def work(rows, stack, osm):
-        lookup_flat(table, stack, osm, out={k: v[rows].reshape(-1) for k, v in out.items()})
+    def work(r: int) -> None:
+        rows = slice(r, r + step)
+        lookup_flat(table, [a[rows] for a in arrays.values()], _NONE if osm is None else osm[rows], out={k: v[rows].reshape(-1) for k, v in out.items()})
     try:
-        in_chunks(rasters, osm, work, threads)
+        with ThreadPoolExecutor(threads_of(threads)) as pool:
+            list(pool.map(work, range(0, height, step)))
     except ValueError:
         raise guilty(arrays, osm) from None
     return out
@@ -471,11 +479,11 @@ class Histogram:
         new = np.flatnonzero(np.r_[True, (np.diff(block) != 0) | (code[1:] != code[:-1])]) if block.size else block
         return cls(parts[0].names, block[new], code[new], np.add.reduceat(count, new) if block.size else count)
 
-# %% ../nbs/reference/29_votes.ipynb #60a17d86
+# %% ../nbs/reference/29_votes.ipynb #94fb37e2
 @njit(cache=True, nogil=True)
 def _count(stack, osm, ballots, plain, code, hist):
     "Add the codes of flat pixels to a direct histogram; returns whether a value was out of range."
-    m, planes = stack.shape[1], np.empty((3, code.size), np.uint8)
+    m, planes = stack[0].size, np.empty((3, code.size), np.uint8)
     for a in range(0, m, code.size):
         b = min(m, a + code.size)
         if _encode(stack, osm, ballots, plain, a, b, code, planes):
@@ -484,16 +492,17 @@ def _count(stack, osm, ballots, plain, code, hist):
     return False
 
 
-def counted(stack: np.ndarray,  # (n, pixels) uint8 values of the products
-            osm: np.ndarray = _NONE,  # (pixels,) uint8, or empty
+def counted(stack: Sequence[np.ndarray],  # n uint8 arrays of one size: values of the products
+            osm: np.ndarray = _NONE,  # uint8 of that size, or empty
             legends: np.ndarray | None = None,  # (n, 256) recoding tables; None: the products hold 0, 1 and 255
             ) -> tuple[np.ndarray, np.ndarray]:  # codes that occur (uint64, ascending) and how often (int64)
     "Count the codes of flat pixels; a `ValueError` where a value is out of range."
     legends = np.broadcast_to(PLAIN, (len(stack), 256)) if legends is None else legends
     bits = code_bits(legends)
     votes, plain = ballots(legends, bits > DIRECT_BITS), bool((legends == PLAIN).all())
+    stack, osm = flattened(stack), np.require(osm, np.uint8, "CW").reshape(-1)
     if bits > DIRECT_BITS:
-        code = np.empty(stack.shape[1], np.uint64)
+        code = np.empty(stack[0].size, np.uint64)
         bad = _encode(stack, osm, votes, plain, 0, code.size, code, np.empty((3, code.size), np.uint8))
         found, count = np.unique(code, return_counts=True)
     else:
@@ -505,7 +514,7 @@ def counted(stack: np.ndarray,  # (n, pixels) uint8 values of the products
         raise ValueError("value out of range")
     return found, count
 
-# %% ../nbs/reference/29_votes.ipynb #127844be
+# %% ../nbs/reference/29_votes.ipynb #34ac19e1
 def block_side(shape: tuple[int, int],  # (height, width) of the raster, pixels
                ) -> int:  # pixels
     "The side of a block: an eighth of the shorter side, 8 to 512 pixels."
@@ -528,7 +537,7 @@ def count_blocks(arrays: Mapping[str, np.ndarray],  # uint8 rasters (y, x) of 0,
 
     def work(at: tuple[int, int]):
         view = (slice(at[0], at[0] + side), slice(at[1], at[1] + side))
-        found, count = counted(np.stack([a[view].ravel() for a in rasters]), _NONE if osm is None else osm[view].ravel(), legends)
+        found, count = counted([a[view] for a in rasters], _NONE if osm is None else osm[view], legends)
         return np.full(found.size, first + at[0] // side * per_row + at[1] // side), found, count
     try:
         with ThreadPoolExecutor(threads_of(threads)) as pool:
