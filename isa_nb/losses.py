@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from .core import NODATA, UNCERTAIN, DataError, RequestError, unknown
 
-# %% ../nbs/reference/42_losses.ipynb #e1658610
+# %% ../nbs/reference/42_losses.ipynb #ee8c90ed
 def pixel_weights(label: Tensor,  # (B, H, W) whole-number codes
                   n_classes: int,  # the classes are 0..n_classes-1
                   ignore: Sequence[int] = (UNCERTAIN, NODATA),  # codes that do not count
                   confidence: Tensor | None = None,  # (B, H, W) 0..1; None: every labelled pixel counts fully
                   ) -> Tensor:  # (B, H, W) float32, 0 where the code is ignored
     "How much each pixel counts."
-    known = torch.ones_like(label, dtype=torch.bool)
-    for code in ignore:
+    if label.is_floating_point():
+        raise DataError(f"labels are {label.dtype} where whole-number codes are due: convert them first")
+    known, span = torch.ones_like(label, dtype=torch.bool), torch.iinfo(label.dtype)
+    for code in (c for c in ignore if span.min <= c <= span.max):  # torch would take -100 for 156 among bytes
         known &= label != code
     strange = known & ((label < 0) | (label >= n_classes))
     if strange.any():

@@ -91,6 +91,12 @@ def test_land_cover_ignores_zero():
     torch.testing.assert_close(segmentation_loss(logits, label, dice=0, ignore=(0,)), F.cross_entropy(logits, label, ignore_index=0))
 
 
+@pytest.mark.parametrize("code", [-100, 256, 511])
+def test_codes_that_no_byte_can_hold_ignore_nothing(code):
+    logits, label, _, _ = scene(2)
+    assert segmentation_loss(logits, label.to(torch.uint8), ignore=(code,)) == segmentation_loss(logits, label, ignore=())
+
+
 def test_no_confidence_anywhere_is_no_loss():
     logits, label, _, _ = scene(2)
     logits.requires_grad_()
