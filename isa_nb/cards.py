@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Spec', 'plain', 'score_rows', 'card_text']
 
-# %% ../nbs/reference/42a_cards.ipynb #1f67755d
+# %% ../nbs/reference/42a_cards.ipynb #ef7f4363
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .core import NODATA, UNCERTAIN, DataError, RequestError, unknown
+from .core import NODATA, UNCERTAIN, RequestError, unknown
 
-# %% ../nbs/reference/42a_cards.ipynb #0b55ffd3
+# %% ../nbs/reference/42a_cards.ipynb #38c8b27c
 class Spec(BaseModel):
     "What a model is: architecture, bands, classes, scaling, origin."
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -64,13 +64,6 @@ class Spec(BaseModel):
         if bad := sorted(set(self.ignore) & set(range(len(self.classes)))):
             raise ValueError(f"ignore names the class {bad[0]} ({self.classes[bad[0]]})")
         return self
-
-    def order(self, names: Sequence[str],  # names of the bands of an image
-              ) -> list[int]:  # which of them are the bands of the model, in its order
-        "Where the bands of the model are in an image."
-        if lacking := [b for b in self.bands if b not in names]:
-            raise DataError(f"the image has the bands {', '.join(names)}; the model needs {', '.join(self.bands)}: {', '.join(lacking)} is missing")
-        return [list(names).index(b) for b in self.bands]
 
 # %% ../nbs/reference/42a_cards.ipynb #eec3cfe1
 def plain(value: Any,  # numbers, texts, tables, and lists and mappings of such

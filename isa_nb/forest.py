@@ -114,7 +114,7 @@ class PixelForest:
         score = np.ascontiguousarray(np.moveaxis(score.reshape(*image.shape[:-1], -1), -1, 1), np.float32)
         return torch.from_numpy(score).to(x.device) if isinstance(x, torch.Tensor) else score
 
-# %% ../nbs/reference/45_forest.ipynb #89f599ee
+# %% ../nbs/reference/45_forest.ipynb #b8b7d755
 def _tuned(forest: RandomForestClassifier, code: np.ndarray, weight: np.ndarray) -> float:
     "The threshold of the best F1 over the pixels that some tree has left out."
     p = forest.oob_decision_function_
@@ -135,7 +135,7 @@ def fit(cls: PixelForest,
         n_estimators: int = 60,  # trees
         min_samples_leaf: int = 5,  # least number of pixels in a leaf: more make smaller, faster trees
         n_jobs: int = 1,  # processor cores, in fitting and answering; -1: all
-        spec: Any = None,  # description (models.Spec) that maps take bands and origin from
+        spec: Any = None,  # description (models.Spec) of these chips, e.g. the network's: maps take bands and origin from it
         ) -> PixelForest:
     "Fit a forest to labelled pixels."
     if decide not in DECIDE:
@@ -143,6 +143,8 @@ def fit(cls: PixelForest,
     bands, code, weight = pixels(chips, n_pixels, seed, n_classes=n_classes, ignore=ignore, confidence=confidence)
     if spec is not None and (len(spec.bands), len(spec.classes)) != (bands.shape[1], n_classes):
         raise RequestError(f"the description has {len(spec.bands)} bands and {len(spec.classes)} classes, the chips {bands.shape[1]} and {n_classes}: describe these chips")
+    if spec is not None:
+        spec = spec.model_copy(update={"architecture": "PixelForest", "arguments": {"n_estimators": n_estimators, "min_samples_leaf": min_samples_leaf}, "seed": seed, "training": {"pixels": len(code), "decide": decide}})
     tune = decide == "f1" and n_classes == 2 and len(np.unique(code)) == 2
     forest = RandomForestClassifier(n_estimators, min_samples_leaf=min_samples_leaf, oob_score=tune, n_jobs=n_jobs, random_state=seed)
     with warnings.catch_warnings():

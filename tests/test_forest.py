@@ -103,6 +103,25 @@ def test_holes_are_answered_with_the_shares():
     assert np.allclose(out[0, :, 3, 3], forest.shares, atol=1e-6) and np.allclose(out[1].std((1, 2)), 0)
 
 
+def test_a_map_says_that_a_forest_made_it():
+    "Given the description of the network beside it, bands and origin are taken over, and nothing else."
+    from isa_nb.core import raster, square_geobox
+    from isa_nb.mapping import map_array
+    names = ["blue", "green", "red", "nir"]
+    spec = Spec(architecture="ResNeStASPP", arguments={"zoom": 2}, bands=names, mean=[1] * 4, std=[1] * 4, zone="W2", simulated=True, training={"epochs": 5})
+    chips = area(n=4)
+    forest = PixelForest.fit(chips, 1000, spec=spec)
+    assert (forest.spec.architecture, forest.spec.training) == ("PixelForest", {"pixels": len(pixels(chips, 1000)[1]), "decide": "f1"})
+    image = raster(chips[0].image, square_geobox(81.3, 43.9, 512, 16), "image", 0, long_name=names)
+    image.values[:, :4, :5] = 0
+    made = map_array(forest, image, tile=16, overlap=4)
+    assert (made.attrs["architecture"], made.attrs["trained_in"], made.attrs["simulated"]) == ("PixelForest", "W2", "yes")
+    kept = made.label.values != NODATA
+    assert (~kept).sum() == 20 and (made.label.values == forest(chips[0].image[None])[0].argmax(0))[kept].all()
+    with pytest.raises(DataError, match="the model wants 4 bands"):
+        map_array(forest, image[::-1].assign_attrs(long_name=names[::-1]), tile=16, overlap=4)
+
+
 def test_faults_are_one_line():
     chips = area(n=2)
     spec = Spec(architecture="forest", bands=["red"], mean=[0], std=[1])
