@@ -6,9 +6,10 @@
 __all__ = ['PUBLISHED_TABLE3', 'osm_mask', 'resolutions_of', 'lineage', 'as_dataset', 'fuse', 'voted', 'majority', 'table3',
            'by_rule', 'STAGES', 'Settlement', 'decide', 'settlement_of', 'stage_counts', 'state']
 
-# %% ../nbs/reference/30_fusion.ipynb #834eaba3
+# %% ../nbs/reference/30_fusion.ipynb #eaabb160
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import pandas as pd
 import rioxarray  # noqa: F401  registers .rio
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
 
-from .core import IMPERVIOUS, NODATA, RULE_NODATA, RULES, raster, same_grid, unknown
+from .core import IMPERVIOUS, NODATA, RULE_NODATA, RULES, same_grid, unknown
 from .settlement import STAGES, Settlement, decide, settlement_of, stage_counts, state  # noqa: F401  part of this room too
 from .votes import OUTPUTS, Table, checked, count_blocks, lookup, named
 
@@ -53,7 +55,13 @@ def lineage(products: Mapping[str, xr.DataArray],  # with attrs year, citation, 
     return {"products": list(products), "years": told("year"), "citation": told("citation"), "licence": told("licence"),
             "simulated": any(bool(a.get("simulated")) for a in [*attrs, getattr(osm, "attrs", {})])}
 
-# %% ../nbs/reference/30_fusion.ipynb #0ebeef04
+# %% ../nbs/reference/30_fusion.ipynb #7df0a9a5
+@lru_cache(maxsize=8)
+def _coords(box: GeoBox) -> dict[str, xr.DataArray]:
+    "Coordinates of a grid; most grids are used again and again."
+    return xr_coords(box, dims=("y", "x"))
+
+
 def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
                box: GeoBox,  # their grid
                attrs: Mapping[str, Any],  # of the dataset
@@ -61,9 +69,8 @@ def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
     "Rasters of `lookup` as a georeferenced dataset."
     nodata = {"label": NODATA, "votes": 0, "rule": RULE_NODATA, "confidence": np.nan}
     titles = {"label": "ISA label", "votes": "who voted what", "rule": "what set the label", "confidence": "confidence of the label"}
-    blank = raster(next(iter(out.values())), box, "label")
-    layers = {k: (blank.dims, v, {"long_name": titles[k], "simulated": attrs["simulated"], "_FillValue": v.dtype.type(nodata[k])}) for k, v in out.items()}
-    return xr.Dataset(layers, coords=blank.coords, attrs=dict(attrs))
+    layers = {k: (("y", "x"), v, {"long_name": titles[k], "simulated": attrs["simulated"], "_FillValue": v.dtype.type(nodata[k])}) for k, v in out.items()}
+    return xr.Dataset(layers, coords=_coords(box), attrs=dict(attrs))
 
 # %% ../nbs/reference/30_fusion.ipynb #d3f8b779
 def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray]],  # 0/1/255 rasters (y, x) on one grid, or finer by whole numbers

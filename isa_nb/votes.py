@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'CHUNK', 'OUTPUTS',
-           'vote_dtype', 'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots',
-           'flattened', 'code_bits', 'Table', 'threads_of', 'lookup_flat', 'room', 'lookup', 'guilty', 'Histogram',
-           'counted', 'block_side', 'count_blocks', 'histogram']
+__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'OUTPUTS', 'vote_dtype',
+           'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots', 'flattened',
+           'code_bits', 'Table', 'threads_of', 'lookup_flat', 'room', 'lookup', 'guilty', 'Histogram', 'counted',
+           'block_side', 'count_blocks', 'histogram']
 
 # %% ../nbs/reference/29_votes.ipynb #faa3718c
 import os
@@ -375,14 +375,13 @@ class Table:
             codes = np.concatenate([np.zeros(1, np.uint64), codes])
         return cls(n, outcomes(codes), keys, slots, shift, codes, ballots(legends, keys.size > 0), bool((legends == PLAIN).all()))
 
-# %% ../nbs/reference/29_votes.ipynb #fcf27441
+# %% ../nbs/reference/29_votes.ipynb #c7037a6c
 def threads_of(threads: int | None = None,  # asked for
                ) -> int:  # to use
     "How many threads: as asked, else OMP_NUM_THREADS, else the cores this process may use."
     return max(1, int(threads or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
 
 
-CHUNK = 1 << 18  # about how many pixels a thread takes at once
 _NONE = np.empty(0, np.uint8)
 
 # %% ../nbs/reference/29_votes.ipynb #f8dc1efe
@@ -405,7 +404,7 @@ def lookup_flat(table: Table,  # outcomes by code
         raise ValueError("value out of range")
     return out
 
-# %% ../nbs/reference/29_votes.ipynb #9bd3c7ce
+# %% ../nbs/reference/29_votes.ipynb #ee52fe72
 def room(shape: tuple[int, ...],  # of the array
          dtype: np.dtype,  # of its items
          page: int = 1 << 21,  # bytes of a large page
@@ -426,16 +425,16 @@ def lookup(table: Table,  # outcomes by code
            threads: int | None = None,  # see `threads_of`
            ) -> dict[str, np.ndarray]:  # outputs (y, x) by name
     "Look up every pixel of a raster."
-    height, width = next(iter(arrays.values())).shape
-    step = max(1, CHUNK // max(1, width))
-    out = {k: room((height, width), table.dtypes[k]) for k in only}
+    shape, threads = next(iter(arrays.values())).shape, threads_of(threads)
+    step = max(1, -(-shape[0] // (2 * threads)))  # two pieces for each thread: who is held up leaves more to the others
+    out = {k: room(shape, table.dtypes[k]) for k in only}
 
     def work(r: int) -> None:
         rows = slice(r, r + step)
         lookup_flat(table, [a[rows] for a in arrays.values()], _NONE if osm is None else osm[rows], out={k: v[rows].reshape(-1) for k, v in out.items()})
     try:
-        with ThreadPoolExecutor(threads_of(threads)) as pool:
-            list(pool.map(work, range(0, height, step)))
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(0, shape[0], step)))
     except ValueError:
         raise guilty(arrays, osm) from None
     return out
