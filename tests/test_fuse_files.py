@@ -12,8 +12,9 @@ import pytest
 import rasterio
 from odc.geo.geobox import GeoBox
 
+from isa_nb.catalog import Catalog
 from isa_nb.core import DataError, RequestError, raster, rng, square_geobox
-from isa_nb.fuse_files import FileProduct, fuse_files
+from isa_nb.fuse_files import FileProduct, fuse_files, opened
 from isa_nb.fusion import fuse, table3
 
 GRID = square_geobox(116.4, 39.9, 1300 * 16, 16)  # 1300 pixels: windows and blocks that do not fit
@@ -37,6 +38,13 @@ def town(tmp_path_factory):
     files = {"a": save(folder / "a.tif", maps[0], tiled=True, blockxsize=512, blockysize=512, compress="deflate"), "b": save(folder / "b.tif", maps[1]), "c": save(folder / "c.tif", larger, wide)}
     osm = (draw.random(base.shape) < 0.02) + 2 * (draw.random(base.shape) < 0.02)
     return {k: raster(m, GRID, k, nodata=255) for k, m in zip("abc", maps, strict=True)}, files, raster(osm.astype(np.uint8), GRID, "osm"), save(folder / "osm.tif", osm.astype(np.uint8), nodata=None)
+
+
+def test_sources_in_degrees_tell_metres(tmp_path):
+    "The catalogue gives the pixels of some products in degrees; the posterior needs metres."
+    source = Catalog.load().source("lab_gisa")
+    file = save(tmp_path / "a.tif", np.zeros((64, 64), np.uint8), GeoBox.from_bbox((116, 39, 116.02, 39.02), "EPSG:4326", shape=(64, 64)), nodata=None)
+    assert opened("a", FileProduct(file, source, year=2019), None).facts["resolution"] == source.metres > 9
 
 
 def read(path):
@@ -183,6 +191,22 @@ def test_a_full_disk_is_one_clear_line(town, tmp_path):
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 1 and "cannot write" in said and said.count("\n") == 1, said
     assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".fusion")] == []
+
+
+def test_a_disk_that_is_nearly_full_is_one_clear_line_and_nothing_else(town, tmp_path):
+    few = "import shutil; from collections import namedtuple; shutil.disk_usage = lambda folder: namedtuple('usage', 'total used free')(10**9, 10**9 - 1000, 1000)"
+    run = child(town, tmp_path / "out", few, stderr=subprocess.PIPE)
+    said, noise = run.communicate(timeout=120)
+    assert run.returncode == 1 and "cannot write to" in said and "0 MB are free where up to" in said and said.count("\n") == 1, said
+    assert noise == "" and list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_the_products_allow_goes_with_the_result(town, tmp_path):
+    files = town[1]
+    made = fuse_files({"a": FileProduct(files["a"], citation="Someone 2020", licence="CC-BY-4.0"), "b": files["b"]}, tmp_path, only=())
+    facts = json.loads(made["json"].read_text())
+    assert (facts["licence"], facts["citation"], facts["years"]) == (["CC-BY-4.0", "unknown"], ["Someone 2020", "unknown"], ["unknown", "unknown"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fusion.json"] and facts["pixels"] == 1300**2
 
 
 def test_killed_and_started_again(town, tmp_path):
