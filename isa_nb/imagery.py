@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from .chips import Layer, Raster
 from .core import DataError, RequestError, crs_name, unknown
 
-# %% ../nbs/reference/33b_imagery.ipynb #1a150c95
+# %% ../nbs/reference/33b_imagery.ipynb #85391bca
 class Imagery(Layer):
     "The bands that a model looks at, and which of their pixels hold data."
 
@@ -33,26 +33,27 @@ class Imagery(Layer):
         super().__init__(source, "the array")
         if void not in ("all", "any"):
             raise unknown("void", void, ("all", "any"))
-        found, self.masked, self.files = _of_array(source) if self.path is None else self._of_file()
+        found, self.mask, self.files = _of_array(source) if self.path is None else self._of_file()
         self.called = str(self.path or self.name)
         self.index = list(found) if bands is None else [_band(b, found, self.called) for b in bands]
         self.names, self.bands, self.void = [found[i] for i in self.index], len(self.index), void
         self.nodata = self.nodata if nodata is None else None if nodata == "none" else float(nodata)
 
-    def _of_file(self) -> tuple[dict[int, str], bool, list[str]]:
-        "Names of the bands by number, without the alpha band; whether there is a mask; the files behind it."
+    def _of_file(self) -> tuple[dict[int, str], int | None, list[str]]:
+        "Names of the bands by number, without the alpha band; that band, 0 for a mask of the file, None for neither; the files behind it."
         with self._open() as f:
-            found = {i: f.descriptions[i - 1] or "" for i in f.indexes if f.colorinterp[i - 1] != ColorInterp.alpha}
-            return found, MaskFlags.per_dataset in f.mask_flag_enums[0], list(f.files)
+            alpha = [i for i in f.indexes if f.colorinterp[i - 1] == ColorInterp.alpha]
+            mask = alpha[0] if alpha else 0 if MaskFlags.per_dataset in f.mask_flag_enums[0] else None
+            return {i: f.descriptions[i - 1] or "" for i in f.indexes if i not in alpha}, mask, list(f.files)
 
 
-def _of_array(source: xr.DataArray) -> tuple[dict[int, str], bool, list[str]]:
+def _of_array(source: xr.DataArray) -> tuple[dict[int, str], None, list[str]]:
     if source.dims[-2:] != tuple(source.odc.spatial_dims):
         raise DataError(f"imagery has dimensions {', '.join(map(str, source.dims))} where band, y, x are due: transpose it")
     said, n = source.attrs.get("long_name"), 1 if source.ndim == 2 else source.shape[0]
     names = source["band"].values if "band" in source.coords and source["band"].dtype.kind in "UO" else said if isinstance(said, (list, tuple)) else ()
     names = [str(v) for v in np.atleast_1d(names)]
-    return {i + 1: names[i] if len(names) == n else "" for i in range(n)}, False, []
+    return {i + 1: names[i] if len(names) == n else "" for i in range(n)}, None, []
 
 
 def _band(band: int | str,  # number from 1, or name
@@ -65,7 +66,7 @@ def _band(band: int | str,  # number from 1, or name
         raise RequestError(f"{called} has no band {band!r}: it has {', '.join(f'{i} {name}'.strip() for i, name in found.items())}")
     return band
 
-# %% ../nbs/reference/33b_imagery.ipynb #67c405b9
+# %% ../nbs/reference/33b_imagery.ipynb #64e7bbc5
 def _valid(values: np.ndarray,  # (band, h, w)
            nodata: float | None,  # that is declared
            void: str,  # "all" or "any"
@@ -87,7 +88,9 @@ def window(self: Imagery, row: int, col: int, height: int, width: int) -> tuple[
     try:
         values = self.file().read(self.index, window=w)
         valid = _valid(values, self.nodata, self.void)
-        return values, valid & (self.file().read_masks(1, window=w) > 0) if self.masked else valid
+        if self.mask is None:
+            return values, valid
+        return values, valid & ((self.file().read(self.mask, window=w) if self.mask else self.file().read_masks(1, window=w)) > 0)
     except RasterioError as e:
         raise DataError(f"cannot read {width} x {height} px at row {row}, column {col} of {self.path}: the file is damaged or cut short; fetch it again") from e
 

@@ -22,7 +22,7 @@ from rasterio.errors import RasterioError
 
 from .core import NODATA, DataError, RequestError, atomic_path, write_json
 
-# %% ../nbs/reference/48b_parts.ipynb #bb3acf9d
+# %% ../nbs/reference/48b_parts.ipynb #6eb8f628
 def part_path(folder: Path,  # of the parts
               panel: int,  # columns
               strip: int,  # rows
@@ -47,9 +47,12 @@ def write_part(path: Path,  # of the part
                box: GeoBox,  # its grid
                ) -> None:
     "Write a part, whole or not at all."
-    with atomic_path(path) as tmp, rasterio.open(tmp, "w", driver="GTiff", count=len(values), height=values.shape[1], width=values.shape[2], dtype="uint8", nodata=NODATA,
-                                                 crs=box.crs.to_wkt(), transform=box.affine, compress="zstd", zstd_level=1) as f:
-        f.write(values)
+    with atomic_path(path) as tmp:
+        with rasterio.open(tmp, "w", driver="GTiff", count=len(values), height=values.shape[1], width=values.shape[2], dtype="uint8", nodata=NODATA, crs=box.crs.to_wkt(),
+                           transform=box.affine, compress="zstd", zstd_level=1) as f:
+            f.write(values)
+        if read_part(tmp, values.shape[1:]) is None:  # GDAL only mumbles when a disk is full
+            raise DataError(f"cannot write {path}: the file system took only a part of it; free some space, then start again: what is finished is kept")
 
 # %% ../nbs/reference/48b_parts.ipynb #4045412c
 def _differences(folder: Path, request: Mapping[str, Any]) -> str:

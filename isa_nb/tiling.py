@@ -77,7 +77,7 @@ def axis(size: int,  # of the raster, pixels
     side = min(tile, -(-size // STEP) * STEP)
     return Axis(size, side, tuple(int(s) for s in starts(max(size, side), side, overlap / tile)), max(1, -(-part // (tile - overlap))))
 
-# %% ../nbs/reference/48a_tiling.ipynb #1c28c4fb
+# %% ../nbs/reference/48a_tiling.ipynb #7e104e7c
 class Runner:
     "A model on its device."
 
@@ -85,7 +85,10 @@ class Runner:
                  device: str = "auto",  # "cpu", "cuda", "cuda:1", ...
                  precision: str = "auto",  # "float32", "bfloat16"
                  batch: int | None = None,  # tiles at once; None: 8 on a graphics card, else 1
+                 threads: int | None = None,  # of the processor; None: as PyTorch has it
                  ):
+        if (batch or 1) < 1 or (threads or 1) < 1:
+            raise RequestError(f"batch {batch}, threads {threads}: give at least 1")
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RequestError(f"device {device!r}: PyTorch finds no graphics card here; say device=\"cpu\"")
@@ -93,21 +96,21 @@ class Runner:
             raise unknown("precision", precision, ("auto", "float32", "bfloat16"))
         half = self.device.type == "cuda" and torch.cuda.is_bf16_supported() if precision == "auto" else precision == "bfloat16"
         self.model, self.dtype, self.batch = model, torch.bfloat16 if half else torch.float32, batch or (8 if self.device.type == "cuda" else 1)
-        self.spec = getattr(model, "spec", None)
+        self.threads, self.spec = threads or torch.get_num_threads(), getattr(model, "spec", None)
         self.fill = np.float32(0 if self.spec is None else np.nan)
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        "The model on its device and in evaluation mode; afterwards as it was."
-        if not isinstance(self.model, nn.Module):
-            yield
-            return
-        modes, home = [(m, m.training) for m in self.model.modules()], next((p.device for p in self.model.parameters()), self.device)
+        "The model on its device and in evaluation mode, and PyTorch with the threads asked for; afterwards as it was."
+        net, threads = self.model if isinstance(self.model, nn.Module) else nn.Identity(), torch.get_num_threads()
+        modes, home = [(m, m.training) for m in net.modules()], next((p.device for p in net.parameters()), self.device)
         try:
-            self.model.eval().to(self.device)
+            torch.set_num_threads(self.threads)
+            net.eval().to(self.device)
             yield
         finally:
-            self.model.to(home)
+            torch.set_num_threads(threads)
+            net.to(home)
             for module, mode in modes:
                 module.training = mode
 
@@ -227,7 +230,7 @@ def blend(self: Tiling,
         rest = scores[:, done:].clone()
         scores[:, :rest.shape[1]], scores[:, rest.shape[1]:] = rest, 0
 
-# %% ../nbs/reference/48a_tiling.ipynb #a6b4163d
+# %% ../nbs/reference/48a_tiling.ipynb #71866ef1
 ROWS = 8  # rows that are decided at once, so that they stay in the processor's cache
 
 
@@ -260,7 +263,7 @@ def classify(self: Tiling,
              ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # first row; (h, w) uint8 codes, nodata 255; (h, w) float32 probability, nodata NaN
     "Classes and probabilities of a panel, some rows at a time, from top to bottom."
     (a, b), left = self.cols.span(panel), self.across(panel)[1]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(self.runner.threads) as pool:
         for i, scores, valid in self.blend(panel, first, last):
             row, h, s = self.rows.start(i), self.rows.start(i + 1) - self.rows.start(i), scores.cpu().numpy()[..., a - left:b - left]
             code, share = np.empty((h, b - a), np.uint8), np.empty((h, b - a), np.uint8 if percent else np.float32)
