@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run_command', 'fuse_command', 'docs_command', 'test_command']
 
-# %% ../nbs/reference/77_cli.ipynb #b777014c
+# %% ../nbs/reference/77_cli.ipynb #e201f4ed
 import contextlib
 import shlex
 import sys
@@ -17,7 +17,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-# %% ../nbs/reference/77_cli.ipynb #e9486b18
+# %% ../nbs/reference/77_cli.ipynb #53237102
 class _Commands(TyperGroup):
     "The commands; for a name that does not exist, those that do."
 
@@ -61,7 +61,7 @@ def _one_line(command: str) -> Iterator[None]:
         print(f"isa {command}: unexpected {type(e).__name__}: {' '.join(str(e).split())[:300]}; `isa --debug {command} ...` shows where", file=sys.stderr)
         raise typer.Exit(1) from e
 
-# %% ../nbs/reference/77_cli.ipynb #65cbac23
+# %% ../nbs/reference/77_cli.ipynb #bd9c69e8
 def _names(text: str | None) -> list[str] | None:
     "The names of a list with commas; None if nothing was given."
     return None if text is None else [n.strip() for n in text.split(",") if n.strip()]
@@ -80,7 +80,7 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
         pairs[name] = value
     return pairs
 
-# %% ../nbs/reference/77_cli.ipynb #c5c8a68c
+# %% ../nbs/reference/77_cli.ipynb #f84f8edd
 @app.command("run", no_args_is_help=False)
 def run_command(
         profile: Annotated[str, typer.Option(help="`smoke` proves the wiring in about a minute, `demo` teaches, `paper` has the published sizes.")] = "demo",
@@ -110,7 +110,7 @@ def run_command(
         if manifest["state"] != "done":
             raise typer.Exit(1)
 
-# %% ../nbs/reference/77_cli.ipynb #a2223a4f
+# %% ../nbs/reference/77_cli.ipynb #1726ccbf
 def _legend(text: str,  # "glc_fcs30_2020", "190" or "51-62,190"
             path: str,  # the file, whose declared nodata stays nodata
             catalog: Path | None,  # an overlay
@@ -132,14 +132,14 @@ def _declared_nodata(path: str) -> int | None:
     "The nodata value of a raster of bytes; None if it has none, or cannot be read (which fuse_files will say)."
     import rasterio
 
-    from isa_nb.drivers import files
+    from isa_nb.files import files
     try:
         with rasterio.open(files(path)[0]) as src:
             return int(src.nodata) if src.nodata is not None and 0 <= src.nodata <= 255 else None
     except rasterio.errors.RasterioIOError:
         return None
 
-# %% ../nbs/reference/77_cli.ipynb #c903aab7
+# %% ../nbs/reference/77_cli.ipynb #d5a4c985
 def _years(texts: list[str], names: list[str]) -> dict[str, int]:
     "--year 2020 for all products, or --year NAME=2020."
     from isa_nb.core import RequestError, unknown
@@ -161,7 +161,7 @@ def _fuse_summary(written: dict[str, Path]) -> str:
     rules = ", ".join(f"{name} {n / facts['pixels']:.2%}" for name, n in facts["rules"].items())
     return f"{facts['pixels']:,} pixels{said}: {rules}\n" + "\n".join(str(p) for p in written.values())
 
-# %% ../nbs/reference/77_cli.ipynb #b8967f3e
+# %% ../nbs/reference/77_cli.ipynb #a6d72b73
 @app.command("fuse")
 def fuse_command(
         product: Annotated[list[str], typer.Option(help="A land-cover product and its name; twice or more.", metavar="NAME=FILE")],
@@ -191,7 +191,7 @@ def fuse_command(
         products = {n: FileProduct(p, _legend(legends[n], p, catalog) if n in legends else None, years.get(n)) for n, p in paths.items()}
         print(_fuse_summary(fuse_files(products, out, osm=osm, preset=preset, rule=rule, cog=cog, overwrite=overwrite)))
 
-# %% ../nbs/reference/77_cli.ipynb #9e5cd32a
+# %% ../nbs/reference/77_cli.ipynb #a0946d0a
 @app.command("docs")
 def docs_command(out: Annotated[Path | None, typer.Option(help="Folder of the site. Default: _docs in the checkout.", metavar="DIR")] = None) -> None:
     """Make the documentation site from the notebooks and their stored outputs; nothing is run.

@@ -7,11 +7,12 @@ __all__ = ['MEANS', 'POLICIES', 'TABLE4', 'TABLE4_COLUMNS', 'SCORES', 'Score', '
            'isa_scores', 'scores', 'shown', 'undefined', 'implied', 'max_kappa', 'oa_standard_error',
            'block_confusions', 'block_bootstrap', 'bootstrap_difference', 'table4_row']
 
-# %% ../nbs/reference/40_metrics.ipynb #799c8530
+# %% ../nbs/reference/40_metrics.ipynb #7f50bc01
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import odc.geo.xr  # noqa: F401  registers .odc
 import pandas as pd
 import xarray as xr
 from numba import njit, prange
