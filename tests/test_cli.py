@@ -32,8 +32,8 @@ def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> Non
 
 def test_help_says_what_and_gives_an_example():
     code, out, _ = isa("--help")
-    assert code == 0 and all(f" {name} " in out for name in ("run", "fuse", "docs", "test"))
-    for name in ("run", "fuse", "docs", "test"):
+    assert code == 0 and all(f" {name} " in out for name in ("run", "fuse", "map", "assess", "docs", "test"))
+    for name in ("run", "fuse", "map", "assess", "docs", "test"):
         code, out, _ = isa(name, "--help")
         assert code == 0 and "Example:" in out, name
 
@@ -46,7 +46,7 @@ def test_help_needs_no_heavy_library():
 
 def test_an_unknown_command_lists_those_there_are():
     code, _, err = isa("fusee")
-    assert code == 2 and "No such command 'fusee': there are run, fuse, docs, test." in err
+    assert code == 2 and "No such command 'fusee': there are run, fuse, map, assess, docs, test." in err
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -126,6 +126,103 @@ def test_a_wrong_fuse_is_one_line(products, words, code, message):
     out = products / "fused"
     assert_one_line(isa("fuse", *(w.format(products) for w in words), "--out", str(out)), code, "isa fuse: ", message)
     assert not list(out.glob("*.tif"))
+
+
+# ---- isa map, isa assess
+
+
+class Brighter:
+    "A network of one layer: impervious where the first band is bright."
+
+    def __new__(cls, in_channels: int, n_classes: int):
+        import torch
+        net = torch.nn.Conv2d(in_channels, n_classes, 1)
+        with torch.no_grad():
+            net.weight[:], net.bias[:] = 0, 0
+            net.weight[0, 0], net.weight[1, 0] = -3, 3
+        return net
+
+
+@pytest.fixture
+def town(tmp_path, monkeypatch) -> Path:
+    "A model folder, an image of 200 x 150 pixels with named bands and a nodata corner, and its truth, of which a strip is unknown."
+    from isa_nb import models
+    monkeypatch.setitem(models.ARCHITECTURES, "Brighter", Brighter)
+    spec = models.Spec(architecture="Brighter", bands=["red", "nir"], mean=[1000.0, 1000.0], std=[500.0, 500.0], simulated=True)
+    models.save(models.build(spec), tmp_path / "model")
+    truth = np.kron(np.random.default_rng(0).random((20, 15)) < 0.3, np.ones((10, 10))).astype(np.uint8)
+    image = np.where(truth, 2000, 500).astype(np.uint16)[None].repeat(2, 0)
+    image[:, 60:64] = 2500 - image[:, 60:64]  # four rows in which the map errs
+    image[:, :10, :10], truth[:, 140:] = 0, 255
+    for name, values, nodata in (("image", image, 0), ("truth", truth[None], 255)):
+        with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", width=150, height=200, count=len(values), dtype=values.dtype, crs="EPSG:32650", nodata=nodata,
+                           transform=from_origin(500_000, 4_000_000, 10, 10)) as f:
+            f.write(values)
+            f.descriptions = ("red", "nir")[:len(values)] if name == "image" else ("truth",)
+    return tmp_path
+
+
+def test_map_and_assess(town):
+    import pandas as pd
+    out = town / "maps" / "map.tif"
+    code, text, err = isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16")
+    assert code == 0 and not err, err
+    assert text.startswith("200 x 150 pixels (simulated): pervious ") and "nodata 0.33%" in text and str(out) in text and str(out.with_name("map_probability.tif")) in text
+    with rasterio.open(out) as f, rasterio.open(town / "truth.tif") as t:
+        got, truth = f.read(1), t.read(1)
+    want = truth.copy()
+    want[60:64] = 1 - truth[60:64]
+    want[:10, :10] = 255
+    assert (got[:, :140] == want[:, :140]).all()
+    assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16")[:2] == (0, text)  # nothing to do
+    assert_one_line(isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "32", "--overlap", "0"), 2, "is there already, made by another request")
+    assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "32", "--overlap", "0", "--overwrite")[0] == 0
+
+    code, text, err = isa("assess", str(out), str(town / "truth.tif"), "--zone", "W2")
+    assert code == 0 and not err and "simulated" in text and "aAcc 0.980 (" in text, (text, err)
+    table = pd.read_csv(town / "maps" / "map_accuracy.csv")
+    right = (got == truth)[:, :140].sum() / (200 * 140 - 100)
+    assert (table.zone[0], table.reference[0], bool(table.simulated[0])) == ("W2", "truth", True) and abs(table.aAcc[0] - right) < 1e-5
+    assert abs(table.unmapped[0] - 100 / (200 * 140)) < 1e-5 and table.isa_f1_lo[0] <= table.isa_f1[0] <= table.isa_f1_hi[0]
+    assert (town / "maps" / "map_accuracy.parquet").exists()
+
+
+def test_assess_with_points(town):
+    import geopandas as gpd
+    import pandas as pd
+    gen = np.random.default_rng(1)
+    row, col = gen.integers(0, 200, 1000), gen.integers(0, 140, 1000)
+    with rasterio.open(town / "truth.tif") as f:
+        truth = f.read(1)
+    points = gpd.GeoDataFrame({"seen": truth[row, col]}, geometry=gpd.points_from_xy(500_000 + 10 * col + 5, 4_000_000 - 10 * row - 5), crs="EPSG:32650")
+    points.to_crs(4326).to_file(town / "points.gpkg")
+    code, text, err = isa("assess", str(town / "truth.tif"), str(town / "points.gpkg"), "--column", "seen", "--out", str(town / "table.csv"))
+    assert code == 0 and "overall all 1.000 (" in text and not err, (text, err)
+    table = pd.read_csv(town / "table.csv")
+    assert {"measure", "class", "estimate", "se", "lo", "hi", "points"} <= set(table) and table.lo[0] < 1
+    share = table[(table.measure == "area") & (table["class"] == "1")]
+    assert abs(share.estimate.item() - (truth == 1).sum() * 1e-4) < 4 * share.se.item() < 0.2
+    assert_one_line(isa("assess", str(town / "truth.tif"), str(town / "points.gpkg")), 2, "the points have no column 'reference': they have seen")
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["map", "{}/none", "{}/image.tif", "{}/map.tif"], 1, "isa map: "),
+    (["map", "{}/model", "{}/none.tif", "{}/map.tif"], 1, "cannot read"),
+    (["map", "{}/model", "{}/truth.tif", "{}/map.tif"], 1, "the model wants 2 bands (red, nir)"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--bands", "nir,red"], 1, "say bands=['red', 'nir']"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--bands", "red,swir"], 2, "has no band 'swir': it has 1 red, 2 nir"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--tile", "64", "--overlap", "64"], 2, "give a tile of at least 1 px"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--nodata", "zero"], 2, "--nodata 'zero': write a number, or none"),
+    (["map", "{}/model", "{}/image.tif", "{}"], 2, "is no name of a GeoTIFF"),
+    (["assess", "{}/none.tif", "{}/truth.tif"], 1, "none.tif"),
+    (["assess", "{}/truth.tif", "{}/none.gpkg"], 1, "cannot read points from"),
+    (["assess", "{}/truth.tif", "{}/image.tif"], 1, "one band of class codes is due"),
+    (["assess", "{}/truth.tif", "{}/truth.tif", "--kind", "mine"], 2, "unknown reference 'mine'"),
+])
+def test_a_wrong_map_or_assess_is_one_line(town, words, code, message):
+    before = sorted(p.name for p in town.iterdir())
+    assert_one_line(isa(*(w.format(town) for w in words)), code, f"isa {words[0]}: ", message)
+    assert sorted(p.name for p in town.iterdir()) == before
 
 
 # ---- isa docs, isa test
