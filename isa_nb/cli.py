@@ -253,7 +253,7 @@ def map_command(
 
     Interrupted, the same command goes on where it stopped.
 
-    Example: `isa map results/demo/model/W2/model province.vrt map.tif --bands red,green,blue,nir`
+    Example: `isa map results/demo/model/W2/data/model_0 province.vrt map.tif --bands red,green,blue,nir`
     """
     with _one_line("map"), contextlib.ExitStack() as stack:
         chosen, void = _bands(bands), _number("--nodata", nodata)
