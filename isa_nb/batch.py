@@ -277,7 +277,7 @@ def _client(run: _Run, tasks: int) -> Iterator[Any]:
         return
     memory = max(run.suite.experiments[t.experiment].limit("memory", run.request.profile) for t in run.plan.values())
     run.manifest["workers"] = run.request.workers or count_workers(tasks, memory)
-    with LocalCluster(n_workers=1, threads_per_worker=run.manifest["workers"], processes=False, dashboard_address=None, memory_limit=0,
+    with LocalCluster(n_workers=1, threads_per_worker=run.manifest["workers"], processes=False, dashboard_address=":0", memory_limit=0,
                       silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client:
         yield client
 
