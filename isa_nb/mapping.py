@@ -65,7 +65,7 @@ def classes_of(n: int,  # classes of the model
     return Classes(tuple(codes), tuple(names or (legend["codes"].get(c, f"class {c}") for c in codes)), tuple(legend["impervious"]),
                    tuple((c, h) for c, h in legend["colours"].items() if c in codes or c == NODATA))
 
-# %% ../nbs/reference/49_mapping.ipynb #18af901a
+# %% ../nbs/reference/49_mapping.ipynb #2e7e4450
 @dataclass(frozen=True)
 class Job:
     "All that is needed to make any part of a map."
@@ -104,7 +104,7 @@ def map_array(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B,
               batch: int | None = None,  # tiles at once; None: 8 on a graphics card, else 1
               device: str = "auto",  # "cpu", "cuda", ...
               precision: str = "auto",  # "float32", "bfloat16"; auto: bfloat16 on a graphics card that has it
-              threads: int | None = None,  # of the processor; None: as PyTorch has it
+              threads: int | None = None,  # batches at once; None: 1 on a graphics card, else as many as PyTorch uses, at most 8
               bands: Sequence[int | str] | None = None,  # numbers from 1, or names, in the order of the model; None: all
               nodata: float | str | None = None,  # None: as declared; "none": there is none; a number: this one
               void: str = "all",  # a pixel is nodata where "all" bands have the nodata value, or "any"
@@ -123,7 +123,7 @@ def map_array(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B,
     attrs = job.facts()
     return xr.Dataset({"label": raster(label, box, "label", NODATA, simulated=attrs["simulated"]), "probability": raster(share, box, "probability", np.nan, simulated=attrs["simulated"])}, attrs=attrs)
 
-# %% ../nbs/reference/49_mapping.ipynb #16615add
+# %% ../nbs/reference/49_mapping.ipynb #526c9f7a
 def fingerprint(model: Callable,  # a network, or anything else that can be called
                 ) -> str:  # hexadecimal, the same for the same weights and configuration
     "What tells one model from another."
@@ -143,11 +143,11 @@ def request(self: Job) -> dict[str, Any]:
     "All that the bytes of a map depend on, as JSON holds it."
     t = self.tiling
     asked = {"model": fingerprint(t.runner.model), "imagery": t.imagery.identity(), "tile": [t.rows.side, t.cols.side], "overlap": self.overlap,
-             "batch": t.runner.batch, "threads": t.runner.threads, "device": t.runner.device.type, "precision": str(t.runner.dtype), "legend": [self.classes.codes, self.classes.names, self.classes.impervious, self.classes.colours],
+             "batch": t.runner.batch, "device": t.runner.device.type, "precision": str(t.runner.dtype), "legend": [self.classes.codes, self.classes.names, self.classes.impervious, self.classes.colours],
              "isa_nb": isa_nb.__version__, "torch": torch.__version__}
     return json.loads(json.dumps(asked, default=str))
 
-# %% ../nbs/reference/49_mapping.ipynb #ca10ed4b
+# %% ../nbs/reference/49_mapping.ipynb #93746ab2
 def make_parts(job: Job,  # the work
                folder: Path,  # for the parts
                panel: int,  # columns
@@ -156,7 +156,6 @@ def make_parts(job: Job,  # the work
                done: Callable[[], None] = lambda: None,  # called after each part
                ) -> int:  # parts made
     "Make consecutive parts of a panel."
-    torch.set_num_threads(job.tiling.runner.threads)
     rows, here = job.tiling.rows, slice(*job.tiling.cols.span(panel))
     strip, bottom = first - 1, rows.span(first)[0]
     for row, codes, share in job.rows(panel, first, last, percent=True):
@@ -232,7 +231,7 @@ def _key(path: Path) -> str | None:
     except RasterioError:
         return None
 
-# %% ../nbs/reference/49_mapping.ipynb #3dc67475
+# %% ../nbs/reference/49_mapping.ipynb #4d7b3f2c
 def map_raster(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B, n, H, W) logits
                source: Raster,  # path of a GeoTIFF, VRT or COG; or DataArray (band, y, x) with a CRS
                out: str | Path,  # GeoTIFF of classes to be made; that of probabilities lies beside it, see `probability_path`
@@ -243,7 +242,7 @@ def map_raster(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B
                batch: int | None = None,  # tiles at once; None: 8 on a graphics card, else 1
                device: str = "auto",  # "cpu", "cuda", ...
                precision: str = "auto",  # "float32", "bfloat16"; auto: bfloat16 on a graphics card that has it
-               threads: int | None = None,  # of the processor; None: as PyTorch has it, with a client the fewest that a worker has
+               threads: int | None = None,  # batches at once in a process; None: 1 on a graphics card or with a client, else as many as PyTorch uses, at most 8
                bands: Sequence[int | str] | None = None,  # numbers from 1, or names, in the order of the model; None: all
                nodata: float | str | None = None,  # None: as declared; "none": there is none; a number: this one
                void: str = "all",  # a pixel is nodata where "all" bands have the nodata value, or "any"
@@ -253,11 +252,10 @@ def map_raster(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B
                progress: Callable[[int, int], None] | None = None,  # called with parts done and all parts
                ) -> Path:  # path of the map: uint8 classes, nodata 255
     "Map a raster of any size."
-    threads = min(client.run(torch.get_num_threads).values()) if client is not None and threads is None else threads
-    out, runner = Path(out), Runner(model, device, precision, batch, threads)
+    out, runner = Path(out), Runner(model, device, precision, batch, threads or (1 if client is not None else None))
     if out.is_dir() or not out.suffix:
         raise RequestError(f"{out} is no name of a GeoTIFF: call it, for instance, {out / 'map.tif' if out.is_dir() else out.with_suffix('.tif')}")
-    with runner.ready(), rasterio.Env(GDAL_CACHEMAX=256):
+    with runner.ready(), rasterio.Env(GDAL_CACHEMAX=128):
         job = Job.of(runner, Imagery(source, bands, nodata, void), tile, overlap, legend)
         request = job.request()
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
