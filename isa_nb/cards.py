@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .core import NODATA, UNCERTAIN, RequestError, unknown
+from .core import NODATA, UNCERTAIN, RequestError, first_class, unknown
 
 # %% ../nbs/reference/42a_cards.ipynb #38c8b27c
 class Spec(BaseModel):
@@ -23,7 +23,7 @@ class Spec(BaseModel):
     architecture: str  # a name of models.ARCHITECTURES
     arguments: dict[str, Any] = {}  # of the architecture, besides in_channels and n_classes
     bands: list[str] = Field(min_length=1)  # in the order of the channels
-    classes: list[str] = Field(["pervious", "impervious"], min_length=2)  # in the order of the codes 0, 1, ...
+    classes: list[str] = Field(["pervious", "impervious"], min_length=2)  # in the order of the channels and of the codes from `first` on
     mean: list[float]  # of each band, in the units of the imagery
     std: list[float]  # of each band, in the units of the imagery
     nodata: float | None = None  # of the imagery: a pixel with this value in every band holds nothing, as does NaN
@@ -61,9 +61,14 @@ class Spec(BaseModel):
         for name in ("bands", "classes"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has a name twice: {', '.join(getattr(self, name))}")
-        if bad := sorted(set(self.ignore) & set(range(len(self.classes)))):
-            raise ValueError(f"ignore names the class {bad[0]} ({self.classes[bad[0]]})")
+        if bad := sorted(set(self.ignore) & set(range(self.first, self.first + len(self.classes)))):
+            raise ValueError(f"ignore names the class {bad[0]} ({self.classes[bad[0] - self.first]})")
         return self
+
+    @property
+    def first(self) -> int:
+        "The label code of the first class: 0, or 1 where 0 is ignored."
+        return first_class(self.ignore)
 
 # %% ../nbs/reference/42a_cards.ipynb #eec3cfe1
 def plain(value: Any,  # numbers, texts, tables, and lists and mappings of such

@@ -8,9 +8,10 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['PERVIOUS', 'IMPERVIOUS', 'UNCERTAIN', 'NODATA', 'LABELS', 'LABEL_COLOURS', 'RULE_NODATA', 'RULE_AGREEMENT',
            'RULE_OSM_IMPERVIOUS', 'RULE_OSM_PERVIOUS', 'RULE_POSTERIOR', 'RULE_UNCERTAIN', 'RULES', 'RULE_COLOURS',
-           'LAND_COVER', 'LAND_COVER_IGNORE', 'LAND_COVER_COLOURS', 'IsaError', 'DataError', 'RequestError', 'unknown',
-           'utm_crs', 'area_geobox', 'square_geobox', 'geobox_of', 'crs_name', 'same_grid', 'raster', 'rng',
-           'atomic_path', 'write_text', 'write_json', 'write_table', 'sha256', 'resource', 'provenance']
+           'LAND_COVER', 'LAND_COVER_IGNORE', 'LAND_COVER_COLOURS', 'first_class', 'IsaError', 'DataError',
+           'RequestError', 'unknown', 'utm_crs', 'area_geobox', 'square_geobox', 'geobox_of', 'crs_name', 'same_grid',
+           'raster', 'rng', 'atomic_path', 'write_text', 'write_json', 'write_table', 'sha256', 'resource',
+           'provenance']
 
 # %% ../nbs/reference/00_core.ipynb #a7877f89
 import contextlib
@@ -52,6 +53,14 @@ RULE_COLOURS = {RULE_AGREEMENT: "#d9d9d9", RULE_OSM_IMPERVIOUS: "#c51b7d", RULE_
 LAND_COVER = {1: "tree", 2: "shrub", 3: "cropland", 4: "grass", 5: "building", 6: "bare", 7: "water", 8: "wetland",
               9: "snow/ice", 10: "tundra", 11: "road"}
 LAND_COVER_IGNORE = 0
+
+
+def first_class(ignore: Iterable[int],  # label codes that do not count
+                ) -> int:  # 0, or 1 where 0 does not count
+    "The label code of a network's first class: the others follow it, one by one."
+    return int(0 in ignore)
+
+
 LAND_COVER_COLOURS = {0: "#000000", 1: "#267300", 2: "#a3b341", 3: "#f5e27a", 4: "#a5e06c", 5: "#d7263d", 6: "#c2a888", 7: "#2f6fb7",
                       8: "#57b8a6", 9: "#f2f7fa", 10: "#b9a7d1", 11: "#555555"}
 

@@ -19,9 +19,10 @@ from .core import NODATA, UNCERTAIN, DataError, RequestError, unknown
 
 # %% ../nbs/reference/42_losses.ipynb #ee8c90ed
 def pixel_weights(label: Tensor,  # (B, H, W) whole-number codes
-                  n_classes: int,  # the classes are 0..n_classes-1
+                  n_classes: int,  # number of classes
                   ignore: Sequence[int] = (UNCERTAIN, NODATA),  # codes that do not count
                   confidence: Tensor | None = None,  # (B, H, W) 0..1; None: every labelled pixel counts fully
+                  first: int = 0,  # code of the first class; the others follow
                   ) -> Tensor:  # (B, H, W) float32, 0 where the code is ignored
     "How much each pixel counts."
     if label.is_floating_point():
@@ -29,22 +30,22 @@ def pixel_weights(label: Tensor,  # (B, H, W) whole-number codes
     known, span = torch.ones_like(label, dtype=torch.bool), torch.iinfo(label.dtype)
     for code in (c for c in ignore if span.min <= c <= span.max):  # torch would take -100 for 156 among bytes
         known &= label != code
-    strange = known & ((label < 0) | (label >= n_classes))
+    strange = known & ((label < first) | (label >= first + n_classes))
     if strange.any():
-        raise DataError(f"label codes {label[strange].unique().tolist()[:5]} are neither one of the classes 0..{n_classes - 1} nor ignored ({', '.join(map(str, ignore))}): "
+        raise DataError(f"label codes {label[strange].unique().tolist()[:5]} are neither one of the classes {first}..{first + n_classes - 1} nor ignored ({', '.join(map(str, ignore))}): "
                         "give the model more classes, or add them to `ignore`")
     return known.float() if confidence is None else torch.where(known, torch.nan_to_num(confidence.float()), 0)
 
 # %% ../nbs/reference/42_losses.ipynb #8b755d71
-def _parts(logits: Tensor, label: Tensor, confidence: Tensor | None, ignore: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    "Log-probabilities (B, C, H, W) in float32, label (B, H, W) with 0 where nothing counts, weight (B, H, W)."
+def _parts(logits: Tensor, label: Tensor, confidence: Tensor | None, ignore: Sequence[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Log-probabilities (B, C, H, W) in float32, channel of the label (B, H, W) with 0 where nothing counts, weight (B, H, W)."
     if logits.shape[:1] + logits.shape[2:] != label.shape:
         raise DataError(f"scores {tuple(logits.shape)} and labels {tuple(label.shape)} do not fit: (B, C, H, W) and (B, H, W) are due")
     logits = torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
-    weight = pixel_weights(label, logits.shape[1], ignore, confidence)
+    weight = pixel_weights(label, logits.shape[1], ignore, confidence, first)
     counts = weight > 0
     logp = F.log_softmax(logits.float().masked_fill(~counts[:, None], 0), 1)
-    return logp, torch.where(counts, label, 0).long(), weight
+    return logp, torch.where(counts, label.long() - first, 0), weight
 
 
 def _mean(value: Tensor, weight: Tensor) -> Tensor:
@@ -74,10 +75,11 @@ def segmentation_loss(logits: Tensor,  # (B, C, H, W) scores before softmax; C =
                       dice: float = 1.0,  # share of the Dice loss
                       class_weights: Tensor | None = None,  # (C,) weight of each class in the cross-entropy; None: all alike
                       ignore: Sequence[int] = (UNCERTAIN, NODATA),  # codes that do not count
-                      dice_classes: Sequence[int] | None = None,  # classes of the Dice loss, e.g. (1,) for impervious only; None: all
+                      dice_classes: Sequence[int] | None = None,  # channels of the Dice loss, e.g. (1,) for impervious only; None: all
+                      first: int = 0,  # label code of channel 0; the others follow
                       ) -> Tensor:  # scalar, float32
     "Cross-entropy plus Dice over the pixels that count."
-    logp, label, weight = _parts(logits, label, confidence, ignore)
+    logp, label, weight = _parts(logits, label, confidence, ignore, first)
     loss = logp.new_zeros(())
     if ce:
         loss = loss + ce * _cross_entropy(logp, label, weight, class_weights)
@@ -89,6 +91,7 @@ def segmentation_loss(logits: Tensor,  # (B, C, H, W) scores before softmax; C =
 def class_counts(source: Any,  # a ledger of ISA chips (`samples.read_ledger`), or an iterable of chips.Chip or of (H, W) label arrays
                  n_classes: int = 2,  # C
                  ignore: Iterable[int] = (UNCERTAIN, NODATA),  # codes that do not count
+                 first: int = 0,  # code of the first class; the others follow
                  ) -> np.ndarray:  # (chips, C) pixels of each class in each chip
     "Pixels of each class, chip by chip."
     if isinstance(source, pd.DataFrame):
@@ -97,9 +100,10 @@ def class_counts(source: Any,  # a ledger of ISA chips (`samples.read_ledger`), 
         return np.stack([settled - isa, isa], 1)
     count = np.array([np.bincount(np.asarray(getattr(s, "label", s)).ravel(), minlength=256) for s in source]).reshape(-1, 256)
     count[:, [i for i in ignore if 0 <= i < 256]] = 0
-    if count[:, n_classes:].any():
-        raise DataError(f"label codes {np.flatnonzero(count[:, n_classes:].any(0))[:5] + n_classes} are neither one of the classes 0..{n_classes - 1} nor ignored: add them to `ignore`")
-    return count[:, :n_classes].astype(float)
+    wanted = range(first, first + n_classes)
+    if strange := np.setdiff1d(np.flatnonzero(count.any(0)), wanted).tolist():
+        raise DataError(f"label codes {strange[:5]} are neither one of the classes {first}..{wanted[-1]} nor ignored: add them to `ignore`")
+    return count[:, wanted].astype(float)
 
 # %% ../nbs/reference/42_losses.ipynb #bf437b9d
 def class_weights(counts: np.ndarray,  # (chips, C) as `class_counts` returns them
@@ -128,12 +132,14 @@ class SegmentationLoss(nn.Module):
                  class_weights: Sequence[float] | Tensor | None = None,  # (C,) weight of each class in the cross-entropy
                  ignore: Sequence[int] = (UNCERTAIN, NODATA),  # codes that do not count
                  confidence: bool = True,  # weigh pixels by confidence where it is given
-                 dice_classes: Sequence[int] | None = None,  # classes of the Dice loss; None: all
+                 dice_classes: Sequence[int] | None = None,  # channels of the Dice loss; None: all
+                 first: int = 0,  # label code of channel 0; the others follow
                  ):
         super().__init__()
         if ce < 0 or dice < 0 or ce + dice == 0:
             raise RequestError(f"ce={ce}, dice={dice}: give shares of 0 or more, not both 0")
         self.ce, self.dice, self.ignore, self.confidence = float(ce), float(dice), tuple(int(i) for i in ignore), bool(confidence)
+        self.first = int(first)
         self.dice_classes = None if dice_classes is None else tuple(int(c) for c in dice_classes)
         self.register_buffer("class_weights", None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32))
 
@@ -142,10 +148,10 @@ class SegmentationLoss(nn.Module):
         if self.class_weights is not None and len(self.class_weights) != n:
             raise RequestError(f"{len(self.class_weights)} class weights for {n} classes: give one for each")
         return segmentation_loss(logits, label, confidence if self.confidence else None, ce=self.ce, dice=self.dice,
-                                 class_weights=self.class_weights, ignore=self.ignore, dice_classes=self.dice_classes)
+                                 class_weights=self.class_weights, ignore=self.ignore, dice_classes=self.dice_classes, first=self.first)
 
     def settings(self) -> dict[str, Any]:  # plain values
         "The choices, as JSON holds them."
         weights = None if self.class_weights is None else [round(w, 6) for w in self.class_weights.tolist()]
         return {"ce": self.ce, "dice": self.dice, "class_weights": weights, "ignore": list(self.ignore), "confidence": self.confidence,
-                "dice_classes": None if self.dice_classes is None else list(self.dice_classes)}
+                "dice_classes": None if self.dice_classes is None else list(self.dice_classes), "first": self.first}

@@ -53,13 +53,14 @@ def describe(store: str | Path | pd.DataFrame,  # chip store, or rows of its led
              seed: int = 0,  # of the first weights and of training
              **more: Any,  # further fields of models.Spec, e.g. classes, ignore, units
              ) -> models.Spec:  # with bands, statistics, resolution, zone and sources of the training chips
-    "Describe a model for a chip store."
+    "Describe a model for a chip store, with the classes of its legend."
     train = StoredChips(_stored(store), "train")
-    names, nodata, resolution = _bands(train)
     legend = LEGENDS[json.loads((train.root / "store.json").read_text(encoding="utf-8"))["legend"]]
+    names, nodata, resolution = _bands(train)
     mean, std = models.statistics(train, nodata=legend["nodata"], seed=seed)
     zones, sources = train.ledger["zone"].dropna().unique(), {json.dumps(s): s for text in train.ledger["sources"].unique() for s in json.loads(text)}
     facts = {"bands": names if len(names) == len(mean) else [f"band {i + 1}" for i in range(len(mean))], "mean": mean, "std": std, "nodata": nodata, "resolution": resolution,
+             "classes": [legend["codes"][c] for c in sorted((*legend["pervious"], *legend["impervious"]))], "ignore": [*legend["uncertain"], legend["nodata"]],
              "zone": zones[0] if len(zones) == 1 else None, "seed": seed, "simulated": bool(train.ledger["simulated"].any()), "sources": list(sources.values())}
     return models.Spec(architecture=architecture, arguments=dict(arguments or {}), **{**facts, **more})
 
@@ -290,7 +291,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
         seed: int | None = None,  # of order, views and dropout; None: the model's
         loss: nn.Module | None = None,  # None: SegmentationLoss with the model's ignored codes
         views: bool = True,  # turn and mirror the chips at random
-        isa: int | Sequence[int] = IMPERVIOUS,  # class or classes that are impervious
+        isa: int | Sequence[int] = IMPERVIOUS,  # label code or codes that are impervious
         monitor: str | None = None,  # column of the history that tells which epoch is best; None: isa_f1, or valid_loss where it is undefined
         patience: int | None = None,  # end after so many epochs without a better one; None: never
         device: str = "auto",  # see `plan`
@@ -311,7 +312,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
         raise unknown("monitor", monitor, MONITORS)
     out, seed, how = Path(out).resolve(), model.spec.seed if seed is None else seed, plan(device, precision, channels_last, threads)
     train, valid = (in_memory(c, memory / 2) for c in _sets(chips, model.spec))
-    loss = loss or SegmentationLoss(ignore=model.spec.ignore)
+    loss = loss or SegmentationLoss(ignore=model.spec.ignore, first=model.spec.first)
     rounds, each = _steps(len(train), batch, epochs, steps)
     request = json.loads(json.dumps({"format": 1, "epochs": rounds, "steps per epoch": each, "batch": batch, "lr": lr, "wd": wd, "seed": seed, "views": views, "isa": isa,
                                      "patience": patience, "monitor": monitor, "loss": loss.settings() if hasattr(loss, "settings") else type(loss).__name__, "train": _fingerprint(train),
