@@ -169,7 +169,7 @@ def _terms(measure: str, cls: Any, mapped: np.ndarray, reference: np.ndarray, kn
 
 def _line(y: np.ndarray, x: np.ndarray, stratum: Any, pixels: Mapping[Any, float], fpc: bool, level: float) -> dict[str, float]:
     value, se = ratio(y, x, stratum, pixels, fpc)
-    lo, hi = max(0.0, value - _z(level) * se), min(1.0, value + _z(level) * se)
+    lo, hi = np.clip((value - _z(level) * se, value + _z(level) * se), 0, 1).tolist()  # NaN where undefined
     if se == 0:
         n, big = int((np.asarray(x) > 0).sum()), sum(pixels[s] for s in set(np.asarray(stratum)[np.asarray(x) > 0].tolist()))
         _, lo, hi = proportion(round(value * n), n, level=level, population=big if fpc else None)

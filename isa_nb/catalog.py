@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from .core import IMPERVIOUS, NODATA, DataError, RequestError, area_geobox, geobox_of, raster, resource, sha256, unknown
 from .drivers import CLASS_KINDS, DRIVERS, Request, check_resampling, files
-from .entries import Access, AnyAccess, Area, Code, Legend, Source, Zone, keys_of
+from .entries import Access, AnyAccess, Area, Code, Legend, Region, Source, Zone, keys_of
 
 # %% ../nbs/reference/10_catalog.ipynb #d5890295
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -84,8 +84,8 @@ def read_yaml(path: str | Path,  # a file with a mapping
 
 # %% ../nbs/reference/10_catalog.ipynb #d02d5c36
 SCHEMA = 1  # layout of the file; a file of another layout is refused
-SECTIONS = ("schema", "version", "legends", "sources", "areas", "zones")
-_MODELS = {"legends": Legend, "sources": Source, "areas": Area, "zones": Zone}
+SECTIONS = ("schema", "version", "legends", "sources", "areas", "zones", "regions")
+_MODELS = {"legends": Legend, "sources": Source, "areas": Area, "zones": Zone, "regions": Region}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 # %% ../nbs/reference/10_catalog.ipynb #776b3125
@@ -185,17 +185,18 @@ def _over(base: dict[str, Any], overlay: dict[str, Any], name: str) -> set[tuple
 
 # %% ../nbs/reference/10_catalog.ipynb #1e19f080
 class Catalog:
-    "All sources, study areas and zones."
+    "All sources, study areas, zones and regions."
 
     def __init__(self,
                  sources: dict[str, Source],  # by name
                  areas: dict[str, Area],  # by name
                  zones: dict[str, Zone],  # W1..W4
                  legends: dict[str, Legend],  # by name
+                 regions: dict[str, Region],  # by name
                  version: str,  # of the contents
                  paths: list[Path],  # the files read, ours first
                  ):
-        self.sources, self.areas, self.zones, self.legends, self.version, self.paths = sources, areas, zones, legends, version, paths
+        self.sources, self.areas, self.zones, self.legends, self.regions, self.version, self.paths = sources, areas, zones, legends, regions, version, paths
 
     @classmethod
     def load(cls,
@@ -210,7 +211,7 @@ class Catalog:
         for o in overlays:
             origin |= dict.fromkeys(_over(base, _sections(o), o.name), o.name)
         made = {s: {n: _entry(s, n, e, origin.get((s, n), path.name)) for n, e in base[s].items()} for s in _MODELS}
-        cat = cls(made["sources"], made["areas"], made["zones"], made["legends"], str(base["version"] or ""), [path, *overlays])
+        cat = cls(made["sources"], made["areas"], made["zones"], made["legends"], made["regions"], str(base["version"] or ""), [path, *overlays])
         cat._link(_Where(origin, path.name))
         return cat
 
@@ -256,6 +257,10 @@ def _link(self: Catalog, where: _Where) -> None:
                 where.need(f"{where('areas', name)}: sources.{role}", "sources", n, self.sources)
     for name, z in self.zones.items():
         where.need(f"{where('zones', name)}: area", "areas", z.area, self.areas)
+    home = {}
+    for name, r in self.regions.items():
+        if twice := [p for p in r.provinces if home.setdefault(p, name) != name]:
+            raise RequestError(f"{where('regions', name)}: provinces: {twice[0]!r} is also in {home[twice[0]]}: keep it in one of them")
 
 
 def _codes(legend: Legend) -> dict[int, Code]:

@@ -6,7 +6,7 @@
 __all__ = ['Access', 'DOI', 'LICENCES', 'KINDS', 'keys_of', 'Code', 'Legend', 'FileOptions', 'LabOptions', 'StacOptions',
            'ZenodoOptions', 'HttpOptions', 'TilesOptions', 'GeofabrikOptions', 'AnyAccess', 'FileAccess', 'LabAccess',
            'StacAccess', 'ZenodoAccess', 'HttpAccess', 'TilesAccess', 'GeofabrikAccess', 'Source', 'Roles', 'Area',
-           'Rain', 'Fact', 'Zone']
+           'Rain', 'Fact', 'Zone', 'Region']
 
 # %% ../nbs/reference/10a_entries.ipynb #79c7bf5e
 import re
@@ -336,6 +336,14 @@ class Zone(_Entry):
         "The published figures of the zone."
         rows = [f.model_dump() for f in self.published if table in (None, f.table)]
         return pd.DataFrame(rows, columns=list(Fact.model_fields))
+
+
+class Region(_Entry):
+    "A part of a country by which a map is validated."
+    title: str = Field(min_length=2)
+    provinces: list[str] = Field(min_length=1)  # names of the first-order units in it
+    inferred: list[str] = []
+    note: str = ""
 
 # %% ../nbs/reference/10a_entries.ipynb #af5ea3a8
 @patch

@@ -155,7 +155,7 @@ def test_aliases(tmp_path):
 
 
 @pytest.mark.parametrize("text,parts", [
-    ("source: {}", ["unknown key 'source': did you mean 'sources'?", "allowed are areas, legends, schema, sources, version, zones"]),
+    ("source: {}", ["unknown key 'source': did you mean 'sources'?", "allowed are areas, legends, regions, schema, sources, version, zones"]),
     ("schema: 9", ["schema 9 is not read by this version: it must be 1"]),
     ("sources: {lab_gisa: {licnce: MIT}}", ["sources.lab_gisa: licnce: unknown key", "did you mean 'licence'?", "allowed are"]),
     ("sources: {lab_gisa: {access: {driver: lab, options: {layr: gisa}}}}", ["sources.lab_gisa: access.options.layr: unknown key", "allowed are layer"]),
@@ -196,6 +196,7 @@ def test_aliases(tmp_path):
     ("areas: {urumqi: null}", ["data_catalog.yaml: zones.W1: area: needs the area 'urumqi', which mine.yaml removes: remove or change this entry there too"]),
     ("sources: {lab_gisa: null}", ["needs the source 'lab_gisa', which mine.yaml removes"]),
     ("sources: {nothing: null}", ["sources.nothing: unknown source 'nothing'"]),
+    ("regions: {mine: {title: Mine, provinces: [Hubei]}}", ["mine.yaml: regions.mine: provinces: 'Hubei' is also in central: keep it in one of them"]),
     ("zones: {W1: {precipitation: {lo: -5}}}", ["zones.W1: precipitation.lo", "greater than or equal to 0"]),
     ("zones: {W1: {published: [{table: T, item: x, value: much, citation: c}]}}", ["zones.W1: published.0.value", "valid number"]),
 ])
