@@ -9,11 +9,10 @@ __all__ = ['app', 'run_command', 'fuse_command', 'map_command', 'assess_command'
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -21,14 +20,23 @@ from typer.core import TyperGroup
 class _Commands(TyperGroup):
     "The commands; for a name that does not exist, those that do."
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         "The command of this name."
         if args and args[0] not in self.commands:
             ctx.fail(f"No such command {args[0]!r}: there are {', '.join(self.commands)}.")
         return super().resolve_command(ctx, args)
 
+    def main(self, args: Sequence[str] | None = None, **more: Any) -> None:
+        "Run what was typed, without arguments the help; what was typed wrongly is one line."
+        try:
+            sys.exit(super().main(list(sys.argv[1:] if args is None else args) or ["--help"], standalone_mode=False, **more))
+        except typer.TyperException as e:
+            where = getattr(getattr(e, "ctx", None), "command_path", "isa")
+            print(f"{where}: {' '.join(e.format_message().split())}; see `{where} --help`".replace(".;", ";"), file=sys.stderr)
+            sys.exit(e.exit_code)
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+
+app = typer.Typer(name="isa", cls=_Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
                   help="Impervious surface mapping: from coarse, disagreeing land-cover products to a fine map with an honest accuracy statement.")
 _debug = False
 
@@ -53,7 +61,7 @@ def _one_line(command: str) -> Iterator[None]:
     except KeyboardInterrupt as e:
         print(f"isa {command}: interrupted; what is finished stays, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from e
-    except (typer.Exit, click.ClickException):
+    except typer.Exit:
         raise
     except Exception as e:
         if _debug:

@@ -33,7 +33,7 @@ def files(path: str | Path | Iterable[str | Path],  # a path, a pattern, or seve
             text = text.replace("{year}", str(year))
         hits = [Path(text)] if os.path.exists(text) else [Path(h) for h in sorted(glob.glob(text, recursive=True))]
         if not hits:
-            raise DataError(f"no such file: {text}; check the path in the catalogue entry or overlay")
+            raise DataError(f"no such file: {text}; check the path, as it was given or as the catalogue says")
         found += hits
     return found
 

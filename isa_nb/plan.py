@@ -139,6 +139,8 @@ def places_of(cat: Catalog,  # the catalogue
               zones: list[str] | None = None,  # zones and areas asked for; None: all
               ) -> list[Place]:  # zones first, then areas
     "The places of a run."
+    if zones is not None and not zones:
+        raise RequestError("no zone is asked for: name some, or leave them out for all")
     for name in zones or []:
         if name in cat.areas and name not in cat.zones and not cat.areas[name].experiments:
             raise RequestError(f"area {name} takes part in no experiment: list some under its `experiments` in a catalogue of your own (--catalog)")
@@ -172,6 +174,8 @@ def _wanted(suite: Suite, experiments: list[str] | None) -> list[str]:
     "The experiments asked for, in the order of the file."
     if experiments is None:
         return [n for n, e in suite.experiments.items() if e.default]
+    if not experiments:
+        raise RequestError("no experiment is asked for: name some, or leave them out for the usual ones")
     for name in experiments:
         if name != "all" and name not in suite.experiments:
             raise unknown("experiment", name, [*suite.experiments, "all"])

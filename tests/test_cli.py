@@ -44,15 +44,24 @@ def test_help_needs_no_heavy_library():
     assert done.stdout.strip().endswith("[]")
 
 
-def test_an_unknown_command_lists_those_there_are():
-    code, _, err = isa("fusee")
-    assert code == 2 and "No such command 'fusee': there are run, fuse, map, assess, docs, test." in err
+@pytest.mark.parametrize(("words", "message"), [
+    (["fusee"], "isa: No such command 'fusee': there are run, fuse, map, assess, docs, test; see `isa --help`"),
+    (["run", "--seed", "x"], "isa run: Invalid value for '--seed'"),
+    (["run", "--zone", "W1"], "isa run: No such option: --zone (Possible options: --zones)"),
+    (["run", "W1"], "isa run: Got unexpected extra argument(s) (W1); see `isa run --help`"),
+    (["map"], "isa map: Missing argument 'MODEL'; see `isa map --help`"),
+    (["fuse", "--out", "x"], "isa fuse: Missing option '--product'; see `isa fuse --help`"),
+])
+def test_a_wrong_word_is_one_line(words, message):
+    assert_one_line(isa(*words), 2, message)
 
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--profile", "smok"], "did you mean 'smoke'?"),
     (["--zones", "W1,W9"], "unknown zone 'W9'"),
+    (["--zones", ""], "no zone is asked for: name some, or leave them out for all"),
     (["--experiments", "label"], "unknown experiment 'label'"),
+    (["--experiments", ","], "no experiment is asked for"),
     (["--catalog", "none.yaml"], "no such catalogue: none.yaml"),
     (["--workers", "0"], "0 workers"),
     (["--suite", "none.yaml"], "no such file of experiments: none.yaml"),
