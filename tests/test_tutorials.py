@@ -1,14 +1,17 @@
-"""Tutorials: the parts a learner counts on, and every folded solution passing its own self-check."""
+"""Tutorials: the parts a learner counts on, and every tutorial running from top to bottom, first unanswered and then with its folded solutions."""
+import multiprocessing
 import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import matplotlib
 import nbformat
 import pytest
-import torch
 
-NBS = Path(__file__).parents[1] / "nbs"
-TUTORIALS = sorted((NBS / "tutorials").glob("*.ipynb"))
+from isa_nb import house
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = house.tutorials_of(ROOT)
 
 if not TUTORIALS:
     pytest.skip("the tutorials are tested in a checkout", allow_module_level=True)
@@ -27,14 +30,6 @@ def further(cells: list) -> list[str]:
     return re.findall(r"<details><summary>Code [^<]*</summary>\s*```python\n(.*?)```\s*</details>", text, re.S)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    "A tutorial may limit torch to one core: not beyond its end."
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_states_what_a_learner_needs(path):
     cells, solutions = parts(path)
@@ -48,20 +43,27 @@ def test_states_what_a_learner_needs(path):
         assert any("Your turn" in o.get("text", "") for o in cells[i + 1].outputs), "stored without an answer"
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
-def test_solutions_pass_their_own_checks(path, monkeypatch, capsys):
-    "The tutorial run from top to bottom with every solution in the place of its exercise, and what it offers to go on with (a training cut short)."
-    matplotlib.use("Agg")
-    monkeypatch.chdir(path.parent)
-    monkeypatch.setenv("ISA_INTERACTIVE", "0")
+def answered(path: Path) -> nbformat.NotebookNode:
+    "The tutorial, each exercise checked as it is stored, then solved and checked again; then what it offers to go on with (a training cut short)."
     cells, solutions = parts(path)
-    answers, world = iter(solutions), {"__name__": "__main__"}
-    for cell in cells:
-        if cell.cell_type == "code":
-            source = next(answers) if "exercise" in cell.metadata.get("tags", []) else cell.source
-            exec(compile(source, f"{path.name}: {source[:40]!r}", "exec"), world)
-    for more in further(cells):
-        exec(compile(more.replace("epochs=20", "epochs=1"), f"{path.name}: further code", "exec"), world)
-    said = capsys.readouterr().out
-    assert said.count("Right.") == len(solutions) and "Your turn" not in said
-    matplotlib.pyplot.close("all")
+    code, made, answers = nbformat.v4.new_code_cell, [], iter(solutions)
+    for i, cell in enumerate(cells):
+        made.append(cell)
+        if "exercise" in cell.metadata.get("tags", []):
+            name = re.search(r"(\w+) = \.\.\.\s*$", cell.source)[1]
+            made += [code(cells[i + 1].source), code(next(answers)), code(f"assert {name} is not ..., 'the solution does not set it'")]
+    made += [code(more.replace("epochs=20", "epochs=1")) for more in further(cells)]
+    return nbformat.v4.new_notebook(cells=made, metadata=nbformat.read(path, 4).metadata)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[ProcessPoolExecutor]:
+    "A process in which tutorials are run one after the other, as `isa test` runs the other notebooks."
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_runs_unanswered_and_with_its_solutions(path, process, tmp_path):
+    nbformat.write(answered(path), tmp_path / path.name)
+    assert process.submit(house._run_notebook, tmp_path / path.name, ROOT, True).result(), "see the traceback above"
