@@ -66,7 +66,7 @@ PAGE_STYLE = """body { margin: 0 !important; padding: 0 !important; }
 .isa-nav { position: fixed; top: 0; bottom: 0; left: 0; width: 15rem; overflow-y: auto; padding: 1rem; font: 14px/1.5 sans-serif; background: #f6f7f8; border-right: 1px solid #ddd; }
 .isa-nav a { color: #1f4e8c; text-decoration: none; } .isa-nav b { display: block; margin-top: .8rem; } .isa-nav a.here { font-weight: bold; }
 .isa-page { margin-left: 18rem; max-width: 62rem; padding: 1rem 1rem 4rem; font-family: sans-serif; line-height: 1.5; }
-.isa-page img { max-width: 100%; } .isa-page pre { overflow-x: auto; } .isa-page .anchor-link { display: none; }
+.isa-page img { max-width: 100%; } .isa-page pre { white-space: pre-wrap; } .isa-page .anchor-link { display: none; }
 .isa-page > table { border-collapse: collapse; } .isa-page > table td, .isa-page > table th { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 @media (max-width: 60rem) { .isa-nav { position: static; width: auto; } .isa-page { margin-left: 1rem; } }"""
 
@@ -98,9 +98,11 @@ def _linked(body: str) -> str:
 def _notebook(path: Path) -> str:
     import nbformat
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
     nb = nbformat.read(path, 4)
     nb.cells = [c for c in nb.cells if not re.search(r"^#\| *(hide|default_exp)", c.source)]
+    for cell in nb.cells:
+        cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)  # what it says to nbdev
     whole = exporter.from_notebook_node(nb, resources={"metadata": {"path": str(path.parent), "name": _title(path)}})[0]
     return re.sub(r"<script\b.*?</script>", "", whole, flags=re.S)  # they would be fetched from elsewhere
 
@@ -109,6 +111,7 @@ def _text(path: Path) -> str:
     from nbconvert.filters import markdown2html
     source = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.S)
     source = re.sub(r"^:::.*$|(?<=\))\{[^}\n]*\}", "", source, flags=re.M)  # Quarto's marks
+    source = re.sub(r"^(!\[(.+)\]\(\S+\))$", r"\1\n\n*\2*", source, flags=re.M)  # a picture alone is a figure with a caption
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(_title(path))}</title></head><body><h1>{html.escape(_title(path))}</h1>{markdown2html(source)}</body></html>'
 
 
