@@ -7,16 +7,20 @@ __all__ = ['beside', 'cell_text', 'table_html', 'Step', 'save_figure', 'load_tab
 
 # %% ../nbs/reference/70_step.ipynb #d8c201da
 import html
+import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import rasterio
 from fastcore.basics import patch
 
 from .core import DataError, RequestError, atomic_path, write_json, write_table
+from .drivers import open_raster
 
 # %% ../nbs/reference/70_step.ipynb #0821b5ee
 def _keys(ours: pd.DataFrame, published: pd.DataFrame) -> list[str]:
@@ -251,3 +255,31 @@ def load_table(folder: str | Path,  # folder of a step
     if not path.exists():
         raise DataError(f"{Path(folder).name} has no table {name!r}: it has {', '.join(sorted(p.stem for p in path.parent.glob('*.parquet'))) or 'none'}")
     return pd.read_parquet(path)
+
+# %% ../nbs/reference/70_step.ipynb #069bdd67
+@patch
+def keep(self: Step,
+         name: str,  # file name without ending
+         da: Any,  # DataArray (y, x) or (band, y, x) with a CRS
+         caption: str,  # one sentence
+         ) -> None:
+    "Write a raster with its attributes as data/<name>.tif, for later steps."
+    attrs = {k: v for k, v in da.attrs.items() if k not in ("_FillValue", "scale_factor", "add_offset")}
+    da.rio.to_raster(self.data(f"{name}.tif", caption), compress="zstd", predictor=2 if da.dtype.kind in "iu" else 3, tiled=True, tags={"attributes": json.dumps(attrs, default=str)})
+
+
+@patch
+def kept(self: Step,
+         experiment: str,  # a needed experiment
+         name: str,  # as it was given to `keep`
+         otherwise: Callable[[], Any],  # makes the raster if it was not kept
+         place: str | None = None,  # of an experiment on the whole run: zone or area
+         ) -> Any:  # DataArray with the attributes that it had
+    "A raster that a needed step has kept, or the same made now."
+    folder = self.inputs.get(experiment)
+    folder = folder.get(place) if isinstance(folder, dict) else folder
+    if folder is None or not (path := folder / "data" / f"{name}.tif").exists():
+        return otherwise()
+    da = open_raster(path, None)
+    with rasterio.open(path) as f:
+        return da.assign_attrs(json.loads(f.tags()["attributes"]))
