@@ -254,6 +254,7 @@ def map_command(
         nodata: Annotated[str | None, typer.Option(help="Nodata of the imagery, or `none`. Default: as the file says.", metavar="VALUE|none")] = None,
         batch: Annotated[int | None, typer.Option(help="Tiles at once. Default: 8 on a graphics card, else 1.", metavar="N")] = None,
         device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, or `auto`: a graphics card if there is one.")] = "auto",
+        stac: Annotated[str | None, typer.Option(help="Also write a STAC item, OUT.json: when was the imagery taken?", metavar="2021|2021-06|2021-06-30")] = None,
         scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, whose workers see the same files.", metavar="ADDRESS")] = None,
         resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on with an interrupted map, or start over.")] = True,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a map made by another request.")] = False) -> None:
@@ -267,6 +268,9 @@ def map_command(
         chosen, void = _bands(bands), _number("--nodata", nodata)
         from isa_nb.mapping import map_raster
         from isa_nb.models import load
+        if stac is not None:
+            from isa_nb.stac import item_path, map_item, span, write_item
+            span(stac)
         network, client = load(model), None
         if scheduler is not None:
             from isa_nb.batch import connect
@@ -275,6 +279,8 @@ def map_command(
         with _watched("map") as progress:
             made = map_raster(network, source, out, tile, overlap, client, batch=batch, device=device, bands=chosen, nodata=void, resume=resume, overwrite=overwrite, progress=progress)
         print(_map_summary(made))
+        if stac is not None:
+            print(write_item(map_item(made, stac), item_path(made)))
 
 # %% ../nbs/reference/77_cli.ipynb #51003d8e
 def _said(row: Any, name: str, value: str, lo: str, hi: str) -> str:

@@ -184,6 +184,8 @@ def test_map_and_assess(town):
     want[:10, :10] = 255
     assert (got[:, :140] == want[:, :140]).all()
     assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16")[:2] == (0, text)  # nothing to do
+    assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16", "--stac", "2021-06")[1] == text + f"{out.with_suffix('.json')}\n"
+    assert json.loads(out.with_suffix(".json").read_text())["properties"]["end_datetime"] == "2021-06-30T23:59:59Z"
     assert_one_line(isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "32", "--overlap", "0"), 2, "is there already, made by another request")
     assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "32", "--overlap", "0", "--overwrite")[0] == 0
 
@@ -223,6 +225,7 @@ def test_assess_with_points(town):
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--tile", "64", "--overlap", "64"], 2, "give a tile of at least 1 px"),
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--nodata", "zero"], 2, "--nodata 'zero': write a number, or none"),
     (["map", "{}/model", "{}/image.tif", "{}"], 2, "is no name of a GeoTIFF"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--stac", "summer"], 2, "time 'summer': give a year, a month or a day"),
     (["assess", "{}/none.tif", "{}/truth.tif"], 1, "none.tif"),
     (["assess", "{}/truth.tif", "{}/none.gpkg"], 1, "cannot read points from"),
     (["assess", "{}/truth.tif", "{}/image.tif"], 1, "one band of class codes is due"),
