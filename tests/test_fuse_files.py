@@ -25,6 +25,13 @@ def save(path, values, box=GRID, nodata=255, **options):
     return path
 
 
+def bare(path, crs):
+    "The grid in metres, under another CRS or none."
+    with rasterio.open(path, "w", driver="GTiff", height=GRID.shape.y, width=GRID.shape.x, count=1, dtype="uint8", nodata=255, crs=crs, transform=GRID.affine) as f:
+        f.write(np.zeros(GRID.shape.yx, np.uint8), 1)
+    return path
+
+
 @pytest.fixture(scope="module")
 def town(tmp_path_factory):
     "Three products as arrays and files: one tiled, one in strips, one shifted and larger."
@@ -116,6 +123,8 @@ def test_osm_layers_are_rasterised_window_by_window(town, tmp_path):
     (lambda d, f: {"a": (d / "text.tif").write_text("not a raster") and d / "text.tif"}, "cannot be read as a raster"),
     (lambda d, f: {"a": f["a"], "b": save(d / "float.tif", np.zeros(GRID.shape.yx, np.float32), nodata=None)}, "float32 values where class codes are due"),
     (lambda d, f: {"a": f["a"], "b": save(d / "far.tif", np.zeros((100, 100), np.uint8), square_geobox(2, 48, 1600, 16))}, "does not overlap"),
+    (lambda d, f: {"a": f["a"], "b": bare(d / "lost.tif", None)}, "lost.tif has no CRS"),
+    (lambda d, f: {"a": f["a"], "b": bare(d / "degrees.tif", "EPSG:4326")}, "its CRS is wrong"),
     (lambda d, f: {"a": save(d / "seven.tif", np.full(GRID.shape.yx, 7, np.uint8))}, "product a holds 7"),
     (lambda d, f: {"a": FileProduct(f["a"], {0: 0})}, "product a holds 1"),
     (lambda d, f: {"a": FileProduct(f["a"], {0: 0, 1: 1, 255: 1})}, "a declares nodata 255, which its legend says is impervious"),
