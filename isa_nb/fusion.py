@@ -21,7 +21,7 @@ from odc.geo.xr import xr_coords
 
 from .core import IMPERVIOUS, NODATA, RULE_NODATA, RULES, same_grid, unknown
 from .settlement import STAGES, Settlement, decide, settlement_of, stage_counts, state  # noqa: F401  part of this room too
-from .votes import OUTPUTS, Table, checked, count_blocks, lookup, named
+from .votes import DIRECT_BITS, GRADED, OUTPUTS, PLAIN, Table, checked, code_bits, count_blocks, lookup, named
 
 _all_ = ["STAGES", "Settlement", "decide", "settlement_of", "stage_counts", "state"]
 
@@ -57,9 +57,9 @@ def lineage(products: Mapping[str, xr.DataArray],  # with attrs year, citation, 
 
 # %% ../nbs/reference/30_fusion.ipynb #7df0a9a5
 @lru_cache(maxsize=8)
-def _coords(box: GeoBox) -> dict[str, xr.DataArray]:
-    "Coordinates of a grid; most grids are used again and again."
-    return xr_coords(box, dims=("y", "x"))
+def _coords(box: GeoBox) -> xr.Coordinates:
+    "Coordinates of a grid with their indexes; most grids are used again and again."
+    return xr.Dataset(coords=xr_coords(box, dims=("y", "x"))).coords
 
 
 def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
@@ -73,6 +73,12 @@ def as_dataset(out: Mapping[str, np.ndarray],  # rasters (y, x) by name
     return xr.Dataset(layers, coords=_coords(box), attrs=dict(attrs))
 
 # %% ../nbs/reference/30_fusion.ipynb #d3f8b779
+@lru_cache(maxsize=8)
+def _table(n: int, settlement: Settlement, mixed: bool) -> Table:
+    "The table of a rule that needs no model; a rule is used for map after map."
+    return Table.of(n, lambda codes: decide(codes, n, settlement, None), np.broadcast_to(GRADED if mixed else PLAIN, (n, 256)))
+
+
 def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray]],  # 0/1/255 rasters (y, x) on one grid, or finer by whole numbers
          osm: Any = None,  # uint8 mask on the grid (bit 0 impervious, bit 1 pervious), or OSM layers
          preset: str = "paper",  # preset of Table 2 by which layers are rasterised
@@ -93,7 +99,7 @@ def fuse(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataArray
         from isa_nb.latent import fit
         model = fit(count(), resolutions_of(products))
     outcomes = lambda codes: decide(codes, n, settlement, model.posterior(codes) if rule == "posterior" else None)  # noqa: E731
-    table = Table.of(n, outcomes, legends, lambda: count().codes)
+    table = _table(n, settlement, geobox is not None) if rule == "paper" and code_bits(legends) <= DIRECT_BITS else Table.of(n, outcomes, legends, lambda: count().codes)
     attrs = lineage(products, osm) | asdict(settlement) | {"min_valid": settlement.needed(n), "method": rule, "preset": preset if osm is not None else "none"}
     attrs |= {"model": model.note} if rule == "posterior" else {}
     return as_dataset(lookup(table, arrays, witness, only, threads), box, attrs)
