@@ -32,6 +32,23 @@ def test_every_step_is_made(results):
     assert not [s for s, v in steps.items() if v["state"] != "done"] and "simulated" not in (results / "buildings/massachusetts/outputs.json").read_text().replace('"simulated": false', "")
 
 
+def test_the_five_places_of_the_readme_of_the_data(results):
+    places = table(results, "zoning", "places").set_index("place")
+    assert places.zone.loc[["urumqi", "ili", "beijing", "wuhan", "jiangxi"]].tolist() == ["W1", "W2", "W3", "W4", "W4"]
+    assert places.mean_mm.loc[["urumqi", "ili", "beijing", "wuhan", "jiangxi"]].tolist() == pytest.approx([152, 372, 662, 1241, 1241], abs=5)
+    assert places.loc["urumqi", ["pixel_zone", "pixel_mm"]].tolist() == ["W2", 232]
+    assert (results / "zoning/figures/figure2_zones.png").stat().st_size > 20_000
+
+
+def test_osm_is_counted_and_what_has_no_geometry_is_passed_over(results):
+    shaanxi, helsinki = (table(results, f"osm/{place}", "osm_counts") for place in ("shaanxi", "helsinki"))
+    assert set(shaanxi.layer) == {"traffic", "traffic_a", "transport", "transport_a"} and set(shaanxi[shaanxi.fclass == "parking"].group) == {"impervious", "not used"}
+    assert shaanxi.n.sum() > 10_000 and (shaanxi.query("group == 'impervious'").area_m2 > 0).all()
+    assert helsinki.query("fclass == 'building'")[["group", "n"]].to_numpy().tolist() == [["impervious", 482]]
+    notes = json.loads((results / "osm/shaanxi/outputs.json").read_text())["notes"]
+    assert [n.split(",")[0] for n in notes] == ["real_osm_shaanxi: water_a: passed over", "real_osm_shaanxi: waterways: passed over"]
+
+
 def test_beijing_is_fused_and_its_products_judged(results):
     counts = table(results, "labels/W3", "table3_counts")
     assert (counts[["impervious", "pervious", "uncertain"]].sum(axis=1) > 1_000_000).all() and (counts.uncertain > 0).all()
