@@ -97,9 +97,9 @@ class Confusion(Metric):
 
     def accumulate(self, learn: Learner) -> None:
         said = learn.pred.max(1).indices if learn.pred.shape[1] > 1 else (learn.pred[:, 0] > 0)  # argmax over the second axis is ten times slower
-        said, true = learn.to_detach(((said + self.first).to(torch.uint8), learn.yb[0]))
+        said, true = learn.to_detach((said.to(torch.uint8), (learn.yb[0].long() - self.first).to(torch.uint8)))
         threads = torch.get_num_threads()
-        self.counts += confusion(said, true, self.first + self.n, ignore=self.ignore)[self.first:, self.first:]
+        self.counts += confusion(said, true, self.n, ignore=[(i - self.first) % 256 for i in self.ignore if 0 <= i < 256])
         torch.set_num_threads(threads)  # numba's parallel loops change it
 
     def score(self, name: str) -> float:

@@ -30,6 +30,7 @@ from .core import NODATA, DataError, RequestError, atomic_path, rng, sha256, unk
 ARCHITECTURES: dict[str, str | type[nn.Module]] = {  # name -> "module:Class", or the class itself
     "ResNeStASPP": "isa_nb.segmentation:ResNeStASPP",
     "L2HNet": "isa_nb.l2hnet:L2HNet",
+    "UNet": "isa_nb.arms:UNet",
 }
 
 # %% ../nbs/reference/43_models.ipynb #f6af45ef

@@ -66,7 +66,7 @@ def describe(store: str | Path | pd.DataFrame,  # chip store, or rows of its led
 
 # %% ../nbs/reference/44_training.ipynb #507823bd
 CHECKPOINT, HISTORY, RECORD = "checkpoint.safetensors", "history.csv", "training.json"
-MONITORS = ("train_loss", "valid_loss", *SCORES)  # what can tell which epoch is best
+MONITORS = ("train_loss", "valid_loss", *SCORES, "epoch")  # what can tell which epoch is best; epoch: the last one is
 
 
 def _optimiser(learn: Learner) -> torch.optim.Optimizer:
@@ -304,6 +304,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
         resume: bool = True,  # go on with, or return, what the folder holds of this training; False: start anew
         progress: bool = False,  # show a progress bar and a table
         card: Mapping[str, str] | None = None,  # sections of the model card to add or replace
+        cbs: Sequence[Callback] = (),  # fastai callbacks that look on
         ) -> Fitted:  # model with the best weights, history, folder
     "Train a model on chips and write its folder."
     if epochs < 1 or batch < 2 or not lr > 0 or (steps is not None and steps < 1):
@@ -330,7 +331,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
         keeper.restore(learn, out / CHECKPOINT)
     try:
         with _careful(how, batch, train[0].image.shape), _distributed(learn):
-            learn.fit_one_cycle(rounds, lr, cbs=keeper, start_epoch=keeper.first)
+            learn.fit_one_cycle(rounds, lr, cbs=[keeper, *cbs], start_epoch=keeper.first)
     finally:
         get_model(learn.model).__dict__.pop("forward", None)
     if keeper.failed:
