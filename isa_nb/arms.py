@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL', 'ISA_CODES', 'AREAS', 'UNet', 'Arm', 'arms', 'sweep', 'squares', 'describe', 'train', 'budget', 'Watch',
-           'filled', 'count', 'judge', 'class_table']
+           'filled', 'count', 'judge', 'class_table', 'feature_image']
 
 # %% ../nbs/reference/47_arms.ipynb #a05fb25b
 import warnings
@@ -17,20 +17,20 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.learner import Callback
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
-with warnings.catch_warnings():  # it uses a part of torch that torch is going to drop
+with warnings.catch_warnings():  # they use a part of torch that torch is going to drop
     warnings.simplefilter("ignore", FutureWarning)
     import segmentation_models_pytorch as smp
+    from fastai.learner import Callback
 
 from . import models
 from .cards import Spec
 from .chips import Chip
 from .core import LAND_COVER, LAND_COVER_IGNORE, NODATA, DataError, RequestError, first_class, rng
 from .l2hnet import LowToHighLoss, confident_area
-from .losses import SegmentationLoss
+from .losses import SegmentationLoss, class_counts, class_weights
 from .metrics import block_bootstrap, block_confusions, bootstrap_difference, class_scores
 from .segmentation import fitting_rates
 from .training import Fitted, fit
@@ -68,11 +68,12 @@ class Arm:
     low_to_high: Mapping[str, Any] | None = None  # settings of l2hnet.LowToHighLoss; None: cross-entropy on all labelled pixels
 
     def loss(self, ignore: Sequence[int],  # label codes that do not count
+             weights: Tensor | None = None,  # (C,) of the classes in the cross-entropy; None: all alike
              ) -> nn.Module:  # called with logits, label, confidence, features
         "The loss of this arm."
         if self.low_to_high is None:
-            return SegmentationLoss(dice=0, ignore=ignore, confidence=False, first=first_class(ignore))
-        return LowToHighLoss(**self.low_to_high, ignore=ignore)
+            return SegmentationLoss(dice=0, class_weights=weights, ignore=ignore, confidence=False, first=first_class(ignore))
+        return LowToHighLoss(**self.low_to_high, ignore=ignore, class_weights=weights)
 
 
 FULL = "L2HNet, full"
@@ -147,11 +148,14 @@ def train(arm: Arm,  # what to train
           chips: tuple[Sequence[Chip], Sequence[Chip]],  # for training and for validation
           out: str | Path,  # model folder
           isa: int | Sequence[int] = ISA_CODES,  # label codes that are impervious
+          weight_limit: float = 1.0,  # a rare class weighs as many times more in the cross-entropy as it is rarer than the mean class, but never more than this; 1: all weigh alike
           **how: Any,  # epochs, steps, batch, lr, precision, ... of training.fit
           ) -> Fitted:  # model after the last epoch, history, folder
     "Train one arm."
     model = models.build(spec.model_copy(update={"architecture": arm.architecture, "arguments": dict(arm.arguments)}))
-    return fit(model, chips, out, loss=arm.loss(spec.ignore), isa=isa, monitor="epoch", **how)
+    counts = class_counts(chips[0], len(spec.classes), spec.ignore, spec.first)
+    weights = class_weights(counts, limit=weight_limit) if weight_limit > 1 else None
+    return fit(model, chips, out, loss=arm.loss(spec.ignore, weights), isa=isa, monitor="epoch", **how)
 
 
 def budget(fitted: Mapping[str, Fitted],  # by arm
@@ -238,3 +242,22 @@ def class_table(cms: Mapping[str, np.ndarray],  # of `count`
     true = next(iter(sums.values())).sum(1)
     table = pd.DataFrame({"class": list(classes), "share": true / true.sum(), **{a: class_scores(c)["IoU"] for a, c in sums.items()}})
     return table[table[list(sums)].notna().any(axis=1)].reset_index(drop=True)
+
+# %% ../nbs/reference/47_arms.ipynb #3a384e0c
+def feature_image(model: models.Model,  # its network has a `classifier`
+                  image: np.ndarray,  # (C, H, W) in the units of the model
+                  ) -> np.ndarray:  # (H, W, 3) 0..1
+    "The features before the last layer as a picture."
+    kept: list[Tensor] = []
+    hook = model.net.classifier.register_forward_pre_hook(lambda layer, inputs: kept.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            model.eval()(torch.from_numpy(image[None].astype(np.float32)))
+    finally:
+        hook.remove()
+    flat = kept[0][0, :, :image.shape[1], :image.shape[2]].flatten(1).T.float()
+    flat = flat - flat.mean(0)
+    axes = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)
+    parts = (flat @ axes).numpy()
+    lo, hi = np.percentile(parts, (2, 98), axis=0)
+    return np.clip((parts - lo) / np.maximum(hi - lo, 1e-9), 0, 1).reshape(*image.shape[1:], -1)

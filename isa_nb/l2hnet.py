@@ -126,6 +126,7 @@ class LowToHighLoss(nn.Module):
                  vague: str = "prototype",  # form of the second term, a name of VAGUE
                  warmup: float = 0.3,  # share of the training with all pixels and gamma 0; gamma rises over as long again
                  confidence: bool = False,  # weigh pixels by the confidence of their label
+                 class_weights: Sequence[float] | Tensor | None = None,  # (C,) weight of each class in the cross-entropy
                  ):
         super().__init__()
         if not 0 <= tau <= 1 or gamma < 0 or not 0 <= warmup <= 1:
@@ -134,6 +135,7 @@ class LowToHighLoss(nn.Module):
             raise unknown("form of the vague areas' term", vague, VAGUE)
         self.tau, self.gamma, self.agree, self.vague, self.warmup, self.confidence = float(tau), float(gamma), bool(agree), vague, float(warmup), bool(confidence)
         self.ignore = (ignore,) if isinstance(ignore, int) else tuple(ignore)
+        self.register_buffer("class_weights", None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32))
         self.progress, self._said = 1.0, False
 
     @property
@@ -159,7 +161,7 @@ class LowToHighLoss(nn.Module):
         return loss + self.gamma_now * self.similarity(features, said, ca, va, logits.shape[1])
 
     def _cross_entropy(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        return segmentation_loss(logits, label, weight, dice=0, ignore=self.ignore, first=first_class(self.ignore))
+        return segmentation_loss(logits, label, weight, dice=0, class_weights=self.class_weights, ignore=self.ignore, first=first_class(self.ignore))
 
     def similarity(self, features: Tensor,  # (B, W, H, W')
                    said: Tensor,  # (B, H, W) predicted channel
@@ -181,4 +183,5 @@ class LowToHighLoss(nn.Module):
     def settings(self) -> dict[str, Any]:  # plain values
         "The choices, as JSON holds them, and which of them are inferred."
         names = ("tau", "gamma", "agree", "vague", "warmup", "confidence")
-        return {"loss": "low-to-high", **{k: getattr(self, k) for k in names}, "ignore": list(self.ignore), "inferred": ["tau", "gamma", "vague", "warmup"]}
+        weights = None if self.class_weights is None else [round(w, 6) for w in self.class_weights.tolist()]
+        return {"loss": "low-to-high", **{k: getattr(self, k) for k in names}, "class_weights": weights, "ignore": list(self.ignore), "inferred": ["tau", "gamma", "vague", "warmup"]}
