@@ -66,6 +66,7 @@ class Arm:
     architecture: str = "L2HNet"  # a name of models.ARCHITECTURES
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the architecture
     low_to_high: Mapping[str, Any] | None = None  # settings of l2hnet.LowToHighLoss; None: cross-entropy on all labelled pixels
+    labels: str = "agreed"  # which labels it learns from: "agreed", or "most", which more pixels have but not all products name
 
     def loss(self, ignore: Sequence[int],  # label codes that do not count
              weights: Tensor | None = None,  # (C,) of the classes in the cross-entropy; None: all alike
@@ -95,7 +96,7 @@ def arms(width: int = 64,  # channels of L2HNet
         "L2HNet, without L_DVA": Arm("what the vague areas' term buys", arguments=l2h, low_to_high={**full, "gamma": 0.0}),
         f"L2HNet, CA {'as it is' if agree else 'that agrees'}": Arm("what it matters whether a confident pixel must agree with its label", arguments=l2h, low_to_high={**full, "agree": not agree}),
         f"L2HNet, {other}": Arm("what the form of the vague areas' term matters", arguments=l2h, low_to_high={**full, "vague": other}),
-        "L2HNet, label confidence": Arm("what weighing pixels by the confidence of their label adds", arguments=l2h, low_to_high={**full, "confidence": True}),
+        "L2HNet, label confidence": Arm("what labels that only most products name add, weighed by their confidence", arguments=l2h, low_to_high={**full, "confidence": True}, labels="most"),
         "U-Net": Arm("what resolution preserved from end to end buys, with the loss", "UNet", {"encoder": unet}),
         "ResNeSt + ASPP": Arm("the same against the network of the Zones system", "ResNeStASPP", {"rates": fitting_rates(chip), **(resnest or {})}),
     }
