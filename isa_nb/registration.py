@@ -30,27 +30,26 @@ def shift_sums(label: np.ndarray,  # (h, w) uint8 classes; 0 ignored
                image: np.ndarray,  # (b, h, w) float, NaN where there is none
                m: int,  # most shift in pixels
                block: int,  # side of a block in pixels
-               ) -> np.ndarray:  # (blocks, classes, 1 + 2b, 2m + 1, 2m + 1): pixels, sums of the bands, sums of their squares
+               ) -> np.ndarray:  # (blocks, classes + 1, 1 + b, 2m + 1, 2m + 1): pixels and sums of the bands by class; last, under all classes, pixels and sums of squares
     "What the correlation ratio is made of, block by block, for every shift of the image against the labels."
     valid, block = np.isfinite(image).all(0), min(block, min(label.shape) - 2 * m)
-    layers = np.concatenate([valid[None], np.where(valid, image, 0), np.where(valid, image ** 2, 0)]).astype(np.float64)
+    sums, squares = (np.concatenate([valid[None], np.where(valid, image ** p, 0)]).astype(np.float32) for p in (1, 2))
     classes, out = [c for c in np.unique(label) if c != LAND_COVER_IGNORE], []
     for r in range(m, label.shape[0] - m - block // 2, block):
         for c in range(m, label.shape[1] - m - block // 2, block):
             bottom, right = min(r + block, label.shape[0] - m), min(c + block, label.shape[1] - m)
-            masks = np.stack([label[r:bottom, c:right] == k for k in classes]).astype(np.float64)
-            out.append(_correlate(masks, layers[:, r - m:bottom + m, c - m:right + m], m))
+            part, around = label[r:bottom, c:right], (slice(None), slice(r - m, bottom + m), slice(c - m, right + m))
+            masks, known = np.stack([part == k for k in classes]).astype(np.float32), (part != LAND_COVER_IGNORE)[None].astype(np.float32)
+            out.append(np.concatenate([_correlate(masks, sums[around], m), _correlate(known, squares[around], m)]))
     return np.stack(out)
 
 # %% ../nbs/reference/35a_registration.ipynb #bf5c4f24
-def correlation_ratio(sums: np.ndarray,  # (classes, 1 + 2b, ...) of `shift_sums`, blocks added
+def correlation_ratio(sums: np.ndarray,  # (classes + 1, 1 + b, ...) of `shift_sums`, blocks added
                       ) -> np.ndarray:  # (...) 0..1, mean over the bands
     "Share of the variance of the image that lies between the classes."
-    b = sums.shape[1] // 2
-    n, s, q = np.maximum(sums[:, 0], 1e-9), sums[:, 1:1 + b], sums[:, 1 + b:]
-    within = (q - s ** 2 / n[:, None]).sum(0)
-    total = q.sum(0) - s.sum(0) ** 2 / n.sum(0)
-    return (1 - within / np.maximum(total, 1e-12)).mean(0)
+    n, s, squares = np.maximum(sums[:-1, 0], 1e-6), sums[:-1, 1:], sums[-1, 1:]
+    overall = s.sum(0) ** 2 / n.sum(0)
+    return (((s ** 2 / n[:, None]).sum(0) - overall) / np.maximum(squares - overall, 1e-9)).mean(0)
 
 # %% ../nbs/reference/35a_registration.ipynb #0a445338
 def _peak(surface: np.ndarray) -> tuple[float, float]:
@@ -101,7 +100,7 @@ class Shift:
 def coregistration(labels: xr.DataArray,  # (y, x) uint8 classes on the grid of the image; 0 ignored
                    image: xr.DataArray,  # (band, y, x) or (y, x)
                    reach: float = 20.0,  # metres to search in each direction
-                   block: int = 128,  # side in pixels of the blocks that are drawn again for the interval
+                   block: int = 64,  # side in pixels of the blocks that are drawn again for the interval
                    draws: int = 200,  # bootstrap draws
                    seed: int = 0,  # of the draws
                    tolerance: float | None = None,  # metres that do not matter; None: one pixel
@@ -116,10 +115,11 @@ def coregistration(labels: xr.DataArray,  # (y, x) uint8 classes on the grid of 
         values = np.where((values == void).all(0), np.nan, values)
     if np.unique(labels.values[labels.values != LAND_COVER_IGNORE]).size < 2:
         raise RequestError("labels of fewer than two classes have no place to fit: give labels of a larger area")
-    values = values - np.nanmean(values, (1, 2), keepdims=True)
+    values = (values - np.nanmean(values, (1, 2), keepdims=True)) / np.maximum(np.nanstd(values, (1, 2), keepdims=True), 1e-6)
     sums = shift_sums(labels.values, values, m, block)
     gen, surface = rng(seed, "coregistration"), correlation_ratio(sums.sum(0))
-    peaks = [_peak(correlation_ratio(np.tensordot(np.bincount(gen.integers(len(sums), size=len(sums)), minlength=len(sums)), sums, 1))) for _ in range(draws)]
+    drawn = gen.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), draws).astype(np.float32)
+    peaks = [_peak(correlation_ratio(d.reshape(sums.shape[1:]))) for d in drawn @ sums.reshape(len(sums), -1)]
     (row, col), (low, high) = _peak(surface), (np.quantile(peaks, (0.025, 0.975), axis=0) * step).tolist()
     return Shift(-col * step, row * step, (-high[1], -low[1]), (low[0], high[0]), float(surface.max()), float(surface[m, m]), surface[::-1, ::-1], m * step,
                  step if tolerance is None else tolerance)
