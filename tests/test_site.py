@@ -92,6 +92,13 @@ def test_imports_stand_alone(path):
         assert kinds != {True, False}, f"imports and code in one cell: {cell.source[:80]!r}; put the imports in a cell of their own"
 
 
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name != "61_maps.ipynb"], ids=name)
+def test_maps_are_made_in_one_way(path):
+    "A static picture first, a map of local rasters second, no base map that a network must bring: `maps.map_cell` sees to it."
+    code = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
+    assert not re.search(r"\b(?:leafmap|ipyleaflet|folium)\b|\bleaf\(|basemap=True", code), "show rasters with maps.map_cell"
+
+
 def links(text: str) -> list[str]:
     text = re.sub(r"```.*?```", "", text, flags=re.S)
     text = re.sub(r"`[^`]*`", "", text)
