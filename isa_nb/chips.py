@@ -85,7 +85,13 @@ def valid(self: Layer, window: np.ndarray) -> np.ndarray:
     "(height, width) bool: pixels of a window (band, height, width) that are not nodata in every band; all are where no nodata is declared."
     if self.nodata is None:
         return np.ones(window.shape[1:], bool) if window.dtype.kind != "f" else ~np.isnan(window).any(0)
-    return ~np.isnan(window).any(0) if np.isnan(self.nodata) else (window != self.nodata).any(0)
+    if np.isnan(self.nodata):
+        return ~np.isnan(window).any(0)
+    void = int(self.nodata) if window.dtype.kind in "iu" and float(self.nodata).is_integer() else self.nodata  # as floats, whole numbers would take three times as long
+    ok = window[0] != void
+    for band in window[1:]:  # without a large array on the way
+        ok |= band != void
+    return ok
 
 
 @patch
@@ -128,8 +134,8 @@ class Scene:
         image, label = self.image.read(row, col, height, width), self.label.read(row, col, height, width)
         known = self.label.valid(label) & self.image.valid(image)
         label = np.where(known, label[0], self.nodata).astype(np.uint8, copy=False)
-        sure = np.ones(label.shape, np.float32) if self.confidence is None else self._sure(row, col, height, width)
-        return Chip(image, label, np.where(label == self.nodata, np.float32(0), sure))
+        said = label != self.nodata
+        return Chip(image, label, said.astype(np.float32) if self.confidence is None else np.where(said, self._sure(row, col, height, width), np.float32(0)))
 
     def _sure(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         raw = self.confidence.read(row, col, height, width)
