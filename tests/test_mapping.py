@@ -295,7 +295,7 @@ for out in {out!r}:
 
 def test_killed_and_started_again(scene, whole, tmp_path):
     path, out, fresh = str(scene[0]), tmp_path / "map.tif", tmp_path / "fresh.tif"
-    run = subprocess.Popen([sys.executable, "-c", SLOW.format(pause=0.03, path=path, out=[str(out)])], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, "-c", SLOW.format(pause=0.1, path=path, out=[str(out)])], stdout=subprocess.PIPE, text=True)
     said = [run.stdout.readline(), run.stdout.readline()]
     run.send_signal(signal.SIGKILL)
     run.wait()

@@ -124,7 +124,7 @@ def test_killed_in_the_middle(tmp_path):
         import time, test_training as t
         class Slow(t.SegmentationLoss):
             def forward(self, *args):
-                time.sleep(0.03)
+                time.sleep(0.1)
                 return super().forward(*args)
         t.fit({str(tmp_path / 'killed')!r}, epochs=30, loss=Slow(), checkpoint=0)
     """)
