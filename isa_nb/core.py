@@ -14,9 +14,7 @@ __all__ = ['PERVIOUS', 'IMPERVIOUS', 'UNCERTAIN', 'NODATA', 'LABELS', 'LABEL_COL
            'provenance']
 
 # %% ../nbs/reference/00_core.ipynb #a7877f89
-import atexit
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -38,9 +36,6 @@ from odc.geo.geom import BoundingBox, point
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-
-# %% ../nbs/reference/00_core.ipynb #b7c1f2de
-atexit.register(gc.freeze)
 
 # %% ../nbs/reference/00_core.ipynb #d218b7f0
 PERVIOUS, IMPERVIOUS, UNCERTAIN, NODATA = 0, 1, 2, 255

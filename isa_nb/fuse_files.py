@@ -7,9 +7,12 @@ __all__ = ['BLOCK', 'WINDOW', 'CACHE', 'PERCENT_NODATA', 'LAYERS', 'FileProduct'
            'Layer', 'writing', 'Windows', 'stream', 'osm_windows', 'count_windows', 'apply_windows', 'fuse_files']
 
 # %% ../nbs/reference/32_fuse_files.ipynb #741f8a9d
+import atexit
 import contextlib
+import gc
 import json
 import shutil
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -523,3 +526,9 @@ def _counts(table: Table, rows: np.ndarray, settlement: Settlement, rule: str) -
     label, rules, _ = table.columns
     stages = stage_counts(state(table.codes, table.n, settlement), label, rules, rows, rule)
     return {"pixels": int(rows.sum()), "rules": {RULES[int(r)]: int(rows[rules == r].sum()) for r in np.unique(rules[rows > 0])}, "stages": stages}
+
+# %% ../nbs/reference/32_fuse_files.ipynb #c3d1a7f1
+@atexit.register
+def _leave() -> None:
+    if "torch" not in sys.modules:
+        gc.freeze()

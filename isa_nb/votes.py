@@ -427,14 +427,18 @@ def lookup(table: Table,  # outcomes by code
     "Look up every pixel of a raster."
     shape, threads = next(iter(arrays.values())).shape, threads_of(threads)
     step = max(1, -(-shape[0] // (2 * threads)))  # two pieces for each thread: who is held up leaves more to the others
-    out = {k: room(shape, table.dtypes[k]) for k in only}
+    pieces, out = iter(range(0, shape[0], step)), {k: room(shape, table.dtypes[k]) for k in only}
 
-    def work(r: int) -> None:
-        rows = slice(r, r + step)
-        lookup_flat(table, [a[rows] for a in arrays.values()], _NONE if osm is None else osm[rows], out={k: v[rows].reshape(-1) for k, v in out.items()})
+    def work() -> None:
+        for r in pieces:
+            rows = slice(r, r + step)
+            lookup_flat(table, [a[rows] for a in arrays.values()], _NONE if osm is None else osm[rows], out={k: v[rows].reshape(-1) for k, v in out.items()})
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, range(0, shape[0], step)))
+        with ThreadPoolExecutor(threads) as pool:  # starts one thread less than that, for this one works too
+            others = [pool.submit(work) for _ in range(threads - 1)]
+            work()
+            for o in others:
+                o.result()
     except ValueError:
         raise guilty(arrays, osm) from None
     return out
