@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "../shared/data"
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the real files of ../
 def results(tmp_path_factory):
     "A run of the experiments that have real input."
     out = tmp_path_factory.mktemp("real") / "run"
-    command = [sys.executable, "-c", "from isa_nb.cli import app; app()", "run", "--profile", "smoke", "--experiments", "zoning,osm,labels,buildings", "--catalog", str(HERE / "real/catalog.yaml"), "--out", str(out)]
+    command = [sys.executable, "-c", "from isa_nb.cli import app; app()", "run", "--profile", "smoke", "--experiments", "zoning,osm,labels,buildings,coarse_buildings,two_crs", "--catalog", str(HERE / "real/catalog.yaml"), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=HERE.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     return out
@@ -28,7 +30,7 @@ def table(results, step, name):
 
 def test_every_step_is_made(results):
     steps = json.loads((results / "manifest.json").read_text())["steps"]
-    assert {"zoning", "labels/W3", "osm/shaanxi", "osm/helsinki", "buildings/massachusetts"} <= set(steps)
+    assert {"zoning", "labels/W3", "osm/shaanxi", "osm/helsinki", "buildings/massachusetts", "coarse_buildings/massachusetts", "two_crs/lataseno"} <= set(steps)
     assert not [s for s, v in steps.items() if v["state"] != "done"] and "simulated" not in (results / "buildings/massachusetts/outputs.json").read_text().replace('"simulated": false', "")
 
 
@@ -64,3 +66,20 @@ def test_buildings_of_massachusetts(results):
     known = f1[f1.estimate.notna()]
     assert len(known) and ((known.lo <= known.estimate) & (known.estimate <= known.hi) | known.lo.isna()).all()
     assert table(results, "buildings/massachusetts", "split").set_index("split").chips[["train", "test", "buffer"]].gt(0).all()
+
+
+def test_buildings_from_coarse_labels(results):
+    scores, gains = (table(results, "coarse_buildings/massachusetts", n) for n in ("scores", "gains"))
+    f1 = scores[(scores.score == "building_f1") & (scores.judged == "both halves")].set_index("arm")
+    assert {"L2HNet, full", "L2HNet, cross-entropy", "U-Net", "labels upsampled"} == set(f1.index) and (f1.blocks > 20).all()
+    assert 0.5 < f1.estimate["labels upsampled"] < 0.8 and f1.lo["labels upsampled"] < f1.estimate["labels upsampled"] < f1.hi["labels upsampled"]
+    assert set(gains.against) == set(f1.index) - {"L2HNet, full"}
+    shift = table(results, "coarse_buildings/massachusetts", "registration").set_index("labels")
+    assert shift.east_m["reference"] == pytest.approx(-2.4, abs=1) and shift.shifted["reference"] == "yes"
+
+
+def test_labels_of_another_crs_with_nineteen_classes(results):
+    notes = json.loads((results / "two_crs/lataseno/outputs.json").read_text())["notes"]
+    assert "Image in EPSG:25835, 9 bands of 10.0 m; labels in EPSG:3067, 20 m; 19 classes." in notes
+    with rasterio.open(results / "two_crs/lataseno/data/map.tif") as f:
+        assert f.shape == (247, 442) and f.crs.to_epsg() in (25835, 3067) and set(np.unique(f.read(1))) <= {*range(1, 20), 255}
