@@ -124,7 +124,7 @@ class LowToHighLoss(nn.Module):
                  ignore: int | Sequence[int] = LAND_COVER_IGNORE,  # label codes that do not count; where 0 is one, classes count from 1
                  agree: bool = False,  # the confident area holds only pixels whose label is the prediction
                  vague: str = "prototype",  # form of the second term, a name of VAGUE
-                 warmup: float = 0.3,  # share of the training with all pixels and gamma 0; gamma rises over as long again
+                 warmup: float = 0.6,  # share of the training with all pixels and gamma 0; gamma rises over half of the rest
                  confidence: bool = False,  # weigh pixels by the confidence of their label
                  class_weights: Sequence[float] | Tensor | None = None,  # (C,) weight of each class in the cross-entropy
                  ):
@@ -141,7 +141,8 @@ class LowToHighLoss(nn.Module):
     @property
     def gamma_now(self) -> float:
         "Weight of the second term at this share of the training."
-        return self.gamma * (min(1.0, (self.progress - self.warmup) / self.warmup) if self.warmup else 1.0)
+        left = 1 - self.warmup
+        return self.gamma * (min(1.0, max(0.0, self.progress - self.warmup) / (left / 2)) if 0 < self.warmup < 1 else 1.0 - self.warmup)
 
     def forward(self, logits: Tensor,  # (B, C, H, W) scores before softmax
                 label: Tensor,  # (B, H, W) codes
