@@ -269,7 +269,7 @@ def _own_grid(tiles: list[_Tile], name: str) -> GeoBox:
     if len(groups) > 1:
         raise RequestError(f"{name} is a set of tiles on {len(groups)} different grids: ask for an area or a GeoBox")
     with rasterio.open(_vrt(groups[0], [1])) as src:
-        code = groups[0][0].crs.to_epsg()
+        code = rasterio.crs.CRS.from_wkt(groups[0][0].crs.to_wkt()).to_epsg()
         return GeoBox(src.shape, src.transform, f"EPSG:{code}" if code else src.crs.to_wkt())
 
 
