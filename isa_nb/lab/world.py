@@ -29,7 +29,8 @@ from .settlements import LEVELS, settlements
 from .towns import settled
 
 # %% ../../nbs/reference/12_lab_world.ipynb #05a71287
-CHUNK, KEPT = 4096.0, 48
+CHUNK = 4096.0  # metres, side of a chunk
+KEPT = 96  # chunks that a world keeps
 
 
 class Chunk:
