@@ -149,11 +149,14 @@ def _finish_notebook(notebook: Path, work: Path, final: Path, error: str | None)
     write_text(notebook.with_suffix(".html"), notebook_page(notebook))
 
 # %% ../nbs/reference/72_runner.ipynb #92a89725
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for part in ("tables", "figures", "data") for p in (folder / part).rglob("*") if p.is_file())
+
+
 def list_outputs(folder: Path,  # a step's folder
                  ) -> dict[str, dict[str, Any]]:  # relative path -> sha256 and bytes, in order of the paths
     "The files that a step has made."
-    files = sorted(p for part in ("tables", "figures", "data") for p in (folder / part).rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files}
+    return {p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in _files(folder)}
 
 
 def _check_outputs(folder: Path) -> None:
@@ -164,7 +167,7 @@ def _check_outputs(folder: Path) -> None:
         for name in output["files"]:
             if not (folder / name).exists():
                 raise DataError(f"the notebook has announced {name}, but not written it")
-    for path in (folder / name for name in list_outputs(folder)):
+    for path in _files(folder):
         if path.stat().st_size < 2**24 and folder.name.encode() in path.read_bytes():
             raise DataError(f"{path.relative_to(folder)} holds the path of its own folder, which is a temporary one: write paths relative to the file")
 
