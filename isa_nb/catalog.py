@@ -355,26 +355,36 @@ def _about(s: Source, year: int | None, seed: int) -> dict[str, Any]:
 
 # %% ../nbs/reference/10_catalog.ipynb #f4ac72c4
 @patch
+def request(self: Catalog,
+            name: str,  # a source
+            area: str | tuple[float, float, float, float] | Area | GeoBox | None = None,  # name, bounding box in degrees, or grid; None: the source's own grid, whole
+            year: int | None = None,  # None: the source's own
+            resampling: str | None = None,  # None: nearest for classes, average/bilinear for the rest
+            seed: int = 0,  # of the simulated world
+            resolution: float | None = None,  # metres, where `area` is not a GeoBox
+            size: float | None = None,  # metres: a square around the area's centre
+            ) -> Request:  # what the source's driver, or its planner, is asked
+    "What a driver is asked for a source on a grid; RequestError if the source cannot give it."
+    s = self.source(name)
+    if s.access.driver not in DRIVERS:
+        raise RequestError(_remote(s))
+    return Request(name, s.kind, s.access.options.model_dump(exclude_none=True), self.grid(area, resolution, size), s._year(year), check_resampling(s.kind, resampling, name),
+                   seed, nodata=s.nodata, fill=_fill(s), crs=s.crs, licence=s.licence, citation=s.citation)
+
+# %% ../nbs/reference/10_catalog.ipynb #10cc6622
+@patch
 def open(self: Catalog,
          name: str,  # a source
          area: str | tuple[float, float, float, float] | Area | GeoBox | None = None,  # name, bounding box in degrees, or grid; None: the source's own grid, whole
          year: int | None = None,  # None: the source's own
-         resampling: str | None = None,  # None: nearest for classes, average/bilinear for the rest
-         seed: int = 0,  # of the simulated world
-         resolution: float | None = None,  # metres, where `area` is not a GeoBox
-         size: float | None = None,  # metres: a square around the area's centre
+         **options: Any,  # of `request`: resampling, seed, resolution, size
          ) -> xr.DataArray | gpd.GeoDataFrame:  # on the asked grid; attrs source, title, year, licence, citation, resolution (native, metres), simulated
     "Open a source on a grid."
-    s = self.source(name)
-    if s.access.driver not in DRIVERS:
-        raise RequestError(_remote(s))
-    year = s._year(year)
-    request = Request(name, s.kind, s.access.options.model_dump(exclude_none=True), self.grid(area, resolution, size), year, check_resampling(s.kind, resampling, name),
-                      seed, nodata=s.nodata, fill=_fill(s), crs=s.crs)
+    request, s = self.request(name, area, year, **options), self.source(name)
     if s.sha256 and s.access.driver == "file":
-        _check_hash(s, files(s.access.options.path, year))
+        _check_hash(s, files(s.access.options.path, request.year))
     found = DRIVERS[s.access.driver](request)
-    said = _about(s, year, seed)
+    said = _about(s, request.year, request.seed)
     if isinstance(found, gpd.GeoDataFrame):
         found.attrs.update(said)
         return found
