@@ -23,7 +23,7 @@ class Spec(BaseModel):
     architecture: str  # a name of models.ARCHITECTURES
     arguments: dict[str, Any] = {}  # of the architecture, besides in_channels and n_classes
     bands: list[str] = Field(min_length=1)  # in the order of the channels
-    classes: list[str] = Field(["pervious", "impervious"], min_length=2)  # in the order of the channels and of the codes from `first` on
+    classes: list[str] = ["pervious", "impervious"]  # in the order of the channels and of the codes from `first` on; none: the model makes an image
     mean: list[float]  # of each band, in the units of the imagery
     std: list[float]  # of each band, in the units of the imagery
     nodata: float | None = None  # of the imagery: a pixel with this value in every band holds nothing, as does NaN
@@ -58,6 +58,8 @@ class Spec(BaseModel):
                 raise ValueError(f"{len(self.bands)} bands but {len(getattr(self, name))} values of {name}: give one for each band")
         if min(self.std) <= 0:
             raise ValueError(f"a std of {min(self.std):g}: a band without any variation cannot be scaled, leave it out")
+        if len(self.classes) == 1:
+            raise ValueError(f"the only class is {self.classes[0]}: give two or more, or none for a model that makes an image")
         for name in ("bands", "classes"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has a name twice: {', '.join(getattr(self, name))}")
@@ -115,7 +117,7 @@ def _facts(s: Spec, parameters: int) -> list[tuple[str, Any]]:
     return [("architecture", f"{s.architecture}({', '.join(f'{k}={v!r}' for k, v in s.arguments.items())})"), ("parameters", f"{parameters:,}"),
             ("bands, in this order", ", ".join(s.bands)), ("units", s.units), ("pixel", f"{s.resolution:g} m" if s.resolution else "not stated"),
             ("nodata of the imagery", "NaN" if s.nodata is None else f"{s.nodata:g} in every band, or NaN"),
-            ("classes", ", ".join(f"{i} {c}" for i, c in enumerate(s.classes))), ("zone", s.zone or "not stated"), ("seed", s.seed),
+            ("classes", ", ".join(f"{i} {c}" for i, c in enumerate(s.classes)) or "none: it makes an image"), ("zone", s.zone or "not stated"), ("seed", s.seed),
             ("training data simulated", "yes" if s.simulated else "no")]
 
 

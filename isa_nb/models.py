@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, str | type[nn.Module]] = {  # name -> "module:Class", o
     "ResNeStASPP": "isa_nb.segmentation:ResNeStASPP",
     "L2HNet": "isa_nb.l2hnet:L2HNet",
     "UNet": "isa_nb.arms:UNet",
+    "ProgressiveGenerator": "isa_nb.superres:ProgressiveGenerator",
 }
 
 # %% ../nbs/reference/43_models.ipynb #f6af45ef
@@ -84,8 +85,9 @@ def build(spec: Spec,  # description
           pretrained: bool | None = None,  # overrides the argument of this name, for architectures that have it
           ) -> Model:  # with weights as at the start of training; the same for the same seed
     "A new model after a description."
-    given = {**spec.arguments, "in_channels": len(spec.bands), "n_classes": len(spec.classes)}
-    for name in ("in_channels", "n_classes"):
+    counts = {"in_channels": len(spec.bands)} | ({"n_classes": len(spec.classes)} if spec.classes else {})
+    given = {**spec.arguments, **counts}
+    for name in counts:
         if spec.arguments.get(name, given[name]) != given[name]:
             raise RequestError(f"arguments say {name} {spec.arguments[name]}, but the description has {given[name]}: leave it out of the arguments")
     if pretrained is not None and "pretrained" in given:
