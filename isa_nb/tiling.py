@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from affine import Affine
 from fastcore.basics import patch
+from odc.geo.geobox import GeoBox
+from rasterio.features import geometry_mask
 from torch import Tensor, nn
 
 from .core import NODATA, DataError, IsaError, RequestError, unknown
@@ -57,6 +60,10 @@ class Axis:
     def reaching(self, pixel: int) -> int:
         "The first tile that covers a pixel."
         return next(i for i, f in enumerate(self.first) if f + self.side > pixel)
+
+    def finer(self, scale: int) -> "Axis":
+        "The same tiles on a raster with so many times more pixels."
+        return self if scale == 1 else Axis(self.size * scale, self.side * scale, tuple(f * scale for f in self.first), self.group)
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -116,7 +123,7 @@ class Runner:
                 module.training = mode
 
     def __call__(self, x: np.ndarray,  # (B, C, h, w) float32
-                 ) -> Tensor:  # (B, n, h, w) float32, on the device
+                 ) -> Tensor:  # (B, n, s * h, s * w) float32, on the device; s a whole number
         "Scores of some tiles."
         t = torch.from_numpy(x).to(self.device, memory_format=torch.channels_last if self.device.type == "cuda" else torch.contiguous_format)
         try:
@@ -124,14 +131,14 @@ class Runner:
                 y = torch.as_tensor(self.model(t), device=self.device)
         except torch.OutOfMemoryError as e:
             raise RequestError(f"the graphics card has too little memory for {len(x)} tile(s) of {x.shape[2]} x {x.shape[3]} px: ask for a smaller batch, or smaller tiles") from e
-        if y.ndim != 4 or (len(y), *y.shape[2:]) != (len(x), *x.shape[2:]):
-            raise DataError(f"the model answers {tuple(x.shape)} with {tuple(y.shape)} where (batch, classes, {x.shape[2]}, {x.shape[3]}) is due: one score per class and pixel")
+        if y.ndim != 4 or len(y) != len(x) or not (scale := y.shape[2] // x.shape[2]) or y.shape[2:] != (scale * x.shape[2], scale * x.shape[3]):
+            raise DataError(f"the model answers {tuple(x.shape)} with {tuple(y.shape)} where (batch, classes, {x.shape[2]}, {x.shape[3]}) is due, or a whole multiple of this height and width: one score per class and pixel")
         return y.float()
 
 # %% ../nbs/reference/48a_tiling.ipynb #3caa14f9
 def count_classes(runner: Runner,  # the model
                   imagery: Imagery,  # what it is to look at
-                  ) -> int:  # number of its classes
+                  ) -> tuple[int, int]:  # number of its classes, and of its pixels along the side of one of the imagery
     "Try the model on a small tile, once the bands are known to be the ones it wants."
     want = list(runner.spec.bands) if runner.spec is not None else None
     if want is not None and (len(want) != imagery.bands or (any(imagery.names) and imagery.names != want)):
@@ -139,14 +146,14 @@ def count_classes(runner: Runner,  # the model
         raise DataError(f"the model wants {len(want)} bands ({', '.join(want)}) and {imagery.called} gives {imagery.bands} ({have}): "
                         + (f"say bands={want}" if there else "say with `bands` which of them are these"))
     try:
-        n = runner(np.full((1, imagery.bands, 2 * STEP, 2 * STEP), runner.fill, np.float32)).shape[1]
+        _, n, height, _ = runner(np.full((1, imagery.bands, 2 * STEP, 2 * STEP), runner.fill, np.float32)).shape
     except IsaError:
         raise
     except Exception as e:
         raise DataError(f"the model fails on {imagery.bands} band(s), those of {imagery.called}: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
     if n < 2:
         raise DataError("the model gives one score per pixel where one per class is due: turn a single logit z into two, 0 and z")
-    return n
+    return n, height // (2 * STEP)
 
 # %% ../nbs/reference/48a_tiling.ipynb #a5060dae
 @dataclass(frozen=True)
@@ -155,14 +162,37 @@ class Tiling:
     runner: Runner
     imagery: Imagery
     n: int  # classes
-    rows: Axis
+    rows: Axis  # in pixels of the imagery
     cols: Axis
+    scale: int = 1  # pixels of the map along the side of a pixel of the imagery
+    within: Any = None  # polygon in the CRS of the imagery beyond which nothing is mapped; None: all is
 
     @classmethod
-    def of(cls, runner: Runner, imagery: Imagery, tile: int = 512, overlap: int = 128, part: int = 512, buffer: float = 256e6) -> "Tiling":
-        "Parts are at least `part` rows high, and as wide as a buffer of so many bytes allows."
-        n, (height, width) = count_classes(runner, imagery), imagery.box.shape.yx
-        return cls(runner, imagery, n, axis(height, tile, overlap, part), axis(width, tile, overlap, max(1, int(buffer / (4 * n * tile)) - 2 * tile)))
+    def of(cls, runner: Runner, imagery: Imagery, tile: int = 512, overlap: int = 128, part: int = 512, buffer: float = 256e6, within: Any = None) -> "Tiling":
+        "Parts are at least `part` rows of the map high, and as wide as a buffer of so many bytes allows."
+        (n, scale), (height, width) = count_classes(runner, imagery), imagery.box.shape.yx
+        panel = max(1, int(buffer / (4 * n * tile * scale ** 2)) - 2 * tile)
+        return cls(runner, imagery, n, axis(height, tile, overlap, -(-part // scale)), axis(width, tile, overlap, panel), scale, within)
+
+    def inside(self, box: GeoBox, touched: bool = False) -> np.ndarray:
+        "(h, w) bool: pixels of a grid whose centre, or any part of which, may be mapped."
+        return np.ones(box.shape.yx, bool) if self.within is None else geometry_mask([self.within], box.shape.yx, box.affine, touched, invert=True)
+
+    @cached_property
+    def down(self) -> Axis:
+        "The rows, in pixels of the map."
+        return self.rows.finer(self.scale)
+
+    @cached_property
+    def along(self) -> Axis:
+        "The columns, in pixels of the map."
+        return self.cols.finer(self.scale)
+
+    @cached_property
+    def box(self) -> GeoBox:
+        "The grid of the map."
+        box, s = self.imagery.box, self.scale
+        return box if s == 1 else GeoBox((box.shape.y * s, box.shape.x * s), box.affine * Affine.scale(1 / s), box.crs)
 
     def across(self, panel: int) -> tuple[range, int, int]:
         "The tiles that touch a panel; the first pixel that they cover, and one after the last."
@@ -179,7 +209,9 @@ def read(self: Tiling, panel: int, rows: Iterable[int]) -> Iterator[tuple[int, n
     for i in rows:
         top, bottom = self.rows.first[i], min(self.rows.first[i] + self.rows.side, self.rows.size)
         fresh = max(have, top)
-        new = self.imagery.window(fresh, left, bottom - fresh, min(right, self.cols.size) - left)
+        there = self.imagery.box[fresh:bottom, left:min(right, self.cols.size)]
+        new, inside = self.imagery.window(fresh, left, *there.shape.yx), self.inside(there, touched=True)
+        new = new[0], new[1] & inside
         keep = values.shape[1] - (have - top) if values is not None else 0
         values, valid = new if values is None or keep >= values.shape[1] else (np.concatenate([values[:, keep:], new[0]], 1), np.concatenate([valid[keep:], new[1]]))
         have = bottom
@@ -209,7 +241,7 @@ def batches(self: Tiling, panel: int, rows: Iterable[int]) -> Iterator[Batch]:
 
 
 def _answer(t: Tiling, left: int, batch: Batch) -> tuple[int, np.ndarray, list[int], Any]:
-    "Row of tiles, where it holds data, tiles, and their scores (B, n, h, w)."
+    "Row of tiles, where it holds data, tiles, and their scores (B, n, s * h, s * w)."
     torch.set_num_threads(1)
     i, values, valid, tiles = batch
     x = np.empty((len(tiles), len(values), t.rows.side, t.cols.side), np.float32)
@@ -227,23 +259,23 @@ def blend(self: Tiling,
           panel: int = 0,  # columns
           first: int = 0,  # strip to begin with
           last: int | None = None,  # one after the last strip; None: all
-          ) -> Iterator[tuple[int, Tensor, np.ndarray]]:  # row of tiles; (n, side, w) scores, of which the rows that it owns are complete; (h, w) bool: holds data
+          ) -> Iterator[tuple[int, Tensor, np.ndarray]]:  # row of tiles; (n, side, w) scores in pixels of the map, of which the rows that it owns are complete; (h, w) bool: holds data, in pixels of the imagery
     "Scores of the tiles of a panel, blended, from top to bottom; each is good until the next is asked for."
     begin, end = self.rows.tiles(first)[0], self.rows.tiles((last or self.rows.parts) - 1)[1]
     _, left, right = self.across(panel)
-    on = {"device": self.runner.device}
-    scores, down, over = torch.zeros(self.n, self.rows.side, right - left, **on), torch.tensor(self.rows.weights, **on)[:, :, None], torch.tensor(self.cols.weights, **on)
+    on, rows, cols, k = {"device": self.runner.device}, self.down, self.along, self.scale
+    scores, down, over = torch.zeros(self.n, rows.side, k * (right - left), **on), torch.tensor(rows.weights, **on)[:, :, None], torch.tensor(cols.weights, **on)
     batches, threads = self.batches(panel, range(self.rows.reaching(self.rows.start(begin)), end)), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         for i, answers in groupby(stream(batches, partial(_answer, self, left), self.runner.threads), lambda a: a[0]):
             for _, valid, tiles, answer in answers:  # noqa: B007
                 for j, y in zip(tiles, answer, strict=True):
-                    at = self.cols.first[j] - left
-                    scores[..., at:at + self.cols.side].addcmul_(y, down[i] * over[j])
+                    at = cols.first[j] - k * left
+                    scores[..., at:at + cols.side].addcmul_(y, down[i] * over[j])
             if i >= begin:
                 yield i, scores, valid
-            done = self.rows.start(i + 1) - self.rows.start(i)
+            done = rows.start(i + 1) - rows.start(i)
             rest = scores[:, done:].clone()
             scores[:, :rest.shape[1]], scores[:, rest.shape[1]:] = rest, 0
     finally:
@@ -280,12 +312,14 @@ def classify(self: Tiling,
              last: int | None = None,  # one after the last strip; None: all
              percent: bool = False,  # probabilities as uint8 percent, nodata 255
              ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # first row; (h, w) uint8 codes, nodata 255; (h, w) float32 probability, nodata NaN
-    "Classes and probabilities of a panel, some rows at a time, from top to bottom."
-    (a, b), left = self.cols.span(panel), self.across(panel)[1]
+    "Classes and probabilities of a panel, some rows of the map at a time, from top to bottom."
+    (a, b), left = self.along.span(panel), self.scale * self.across(panel)[1]
     for i, scores, valid in self.blend(panel, first, last):
-        row, h, s = self.rows.start(i), self.rows.start(i + 1) - self.rows.start(i), scores.cpu().numpy()[..., a - left:b - left]
+        row, h, s = self.down.start(i), self.down.start(i + 1) - self.down.start(i), scores.cpu().numpy()[..., a - left:b - left]
+        valid = valid if self.scale == 1 else valid.repeat(self.scale, 0).repeat(self.scale, 1)
+        valid = valid[:h, a - left:b - left] & self.inside(self.box[row:row + h, a:b])
         code, share = np.empty((h, b - a), np.uint8), np.empty((h, b - a), np.uint8 if percent else np.float32)
-        work = lambda r: _decide(s[:, r], valid[r, a - left:b - left], codes, counts, code[r], share[r])  # noqa: B023, E731
+        work = lambda r: _decide(s[:, r], valid[r], codes, counts, code[r], share[r])  # noqa: B023, E731
         if wrong := sum(stream((slice(r, min(r + ROWS, h)) for r in range(0, h, ROWS)), work, self.runner.threads)):
             raise DataError(f"the model's scores are no numbers at {wrong} pixels of rows {row} to {row + h - 1}: it was trained badly, or its weights are damaged")
         yield row, code, share
