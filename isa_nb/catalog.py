@@ -367,9 +367,10 @@ def request(self: Catalog,
     "What a driver is asked for a source on a grid; RequestError if the source cannot give it."
     s = self.source(name)
     if s.access.driver not in DRIVERS:
-        raise RequestError(_remote(s))
+        raise RequestError(_closed(s))
+    checksum = f"sha256:{s.sha256}" if s.sha256 else f"md5:{s.md5}" if s.md5 else None
     return Request(name, s.kind, s.access.options.model_dump(exclude_none=True), self.grid(area, resolution, size), s._year(year), check_resampling(s.kind, resampling, name),
-                   seed, nodata=s.nodata, fill=_fill(s), crs=s.crs, licence=s.licence, citation=s.citation)
+                   seed, nodata=s.nodata, fill=_fill(s), crs=s.crs, licence=s.licence, citation=s.citation, checksum=checksum)
 
 # %% ../nbs/reference/10_catalog.ipynb #10cc6622
 @patch
@@ -408,7 +409,8 @@ def _hash(path: Path, size: int, mtime: int) -> str:
     return sha256(path)
 
 
-def _remote(s: Source) -> str:
+def _closed(s: Source) -> str:
+    why = s.access.options.why if s.access.driver == "manual" else f"is reached through the driver {s.access.driver!r}, which is not part of this version"
     instead = f", or use {s.alternative}" if s.alternative else ""
-    return (f"{s.name} is reached through the driver {s.access.driver!r}, which is not part of this version: fetch the files and give their place in an overlay "
+    return (f"{s.name} {why}: fetch the files and give their place in an overlay "
             f"(sources: {{{s.name}: {{access: {{driver: file, options: {{path: ...}}}}}}}}){instead}")

@@ -52,6 +52,7 @@ class Request:
     crs: str | None = None  # the CRS that the file should have; used if it has none
     licence: str = "not-stated"  # of the source; travels with what is fetched
     citation: str = ""  # of the source
+    checksum: str | None = None  # "md5:..." or "sha256:..." of the file at the source's address
 
 # %% ../nbs/reference/11_drivers.ipynb #fd66fe20
 OSM_COLUMNS = ("layer", "fclass", "code", "osm_id", "tunnel")
@@ -100,17 +101,28 @@ def open_file(request: Request,  # options: path, and for some files band, bands
             band = o["bands"][request.year]
         return open_raster(paths, request.geobox, request.resampling, nodata=request.nodata, crs=request.crs, band=band, classes=request.kind in CLASS_KINDS,
                            fill=request.fill, override_crs=o.get("crs"), name=request.name)
-    if len(paths) == 1 and is_osm(paths[0]):
-        return _open_osm(paths[0], request.geobox)
+    if is_osm(paths[0]):
+        return _open_osm(paths, request.geobox)
     parts = [open_vector(p, request.geobox, o.get("layer"), request.crs, o.get("columns"), o.get("encoding"), o.get("crs")) for p in paths]
     return parts[0] if len(parts) == 1 else gpd.GeoDataFrame(pd.concat(parts, ignore_index=True), crs=parts[0].crs)
 
 
-def _open_osm(path: Path, geobox: GeoBox | None) -> gpd.GeoDataFrame:
+def _open_osm(paths: list[Path], geobox: GeoBox | None) -> gpd.GeoDataFrame:
     from isa_nb import osm
     bbox = None if geobox is None else tuple(bounds_in(geobox, ProjCRS.from_epsg(4326)))
-    layers = osm.read(path, bbox=bbox)
-    return osm_table(dict(layers), geobox, layers.problems)
+    tables = []
+    for path in paths:
+        layers = osm.read(path, bbox=bbox)
+        tables.append(osm_table(dict(layers), geobox, layers.problems))
+    return tables[0] if len(tables) == 1 else _united(tables)
+
+
+def _united(tables: list[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    "Extracts of neighbouring regions as one: what both hold counts once."
+    whole = gpd.GeoDataFrame(pd.concat(tables, ignore_index=True), crs=tables[0].crs)
+    whole = whole[~whole.duplicated(["layer", "osm_id"]) | whole["osm_id"].isna()].reset_index(drop=True)
+    whole.attrs = {"problems": [p for t in tables for p in t.attrs["problems"]]}
+    return whole
 
 # %% ../nbs/reference/11_drivers.ipynb #163d99a1
 LAB_SENSORS = ("hr", "s2", "gf1")
@@ -158,11 +170,14 @@ def _lab_truth(layer: str, world: Any, geobox: GeoBox, year: int | None) -> xr.D
     return raster(np.where(LC_LUT == NODATA, LAND_COVER_IGNORE, LC_LUT)[truth.values], geobox, "truth_lc", nodata=LAND_COVER_IGNORE)
 
 # %% ../nbs/reference/11_drivers.ipynb #15346424
-REMOTE: dict[str, str] = {}  # driver -> room
+REMOTE = {"http": "deposits", "zenodo": "deposits", "figshare": "deposits", "tiles": "tiles", "geofabrik": "geofabrik", "buildings": "footprints"}  # driver -> room
 
 # %% ../nbs/reference/11_drivers.ipynb #e46c5d9b
 def _open_remote(driver: str, request: Request) -> xr.DataArray | gpd.GeoDataFrame:
-    return getattr(import_module(f"isa_nb.{REMOTE[driver]}"), f"open_{driver}")(request)
+    from isa_nb import remote
+    room = import_module(f"isa_nb.{REMOTE[driver]}")
+    own = getattr(room, f"open_{driver}", None)
+    return own(request) if own else remote.open_assets(request, remote.PLANNERS[driver](request))
 
 
 DRIVERS: dict[str, Callable[[Request], xr.DataArray | gpd.GeoDataFrame]] = {"file": open_file, "lab": open_lab, **{d: partial(_open_remote, d) for d in REMOTE}}

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'GDAL_TYPES', 'TOLERANCE', 'check_resampling', 'Mosaic',
-           'look_at', 'open_raster', 'align']
+__all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'LARGEST_BLOCK', 'LARGEST_WHOLE', 'GDAL_TYPES',
+           'TOLERANCE', 'check_resampling', 'Mosaic', 'look_at', 'open_raster', 'align']
 
 # %% ../nbs/reference/11b_rasters.ipynb #ed52e883
 import os
@@ -29,7 +29,7 @@ from rasterio.vrt import WarpedVRT
 from shapely.geometry import box
 
 from .core import DataError, RequestError, geobox_of, raster, same_grid
-from .files import bounds_in, check_overlap, check_place, crs_of, files, short
+from .files import Address, bounds_in, check_overlap, check_place, crs_of, files, short
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +57,7 @@ def check_resampling(kind: str,  # kind of the source
 # %% ../nbs/reference/11b_rasters.ipynb #f5d020f4
 @dataclass(frozen=True)
 class _Tile:
-    path: Path
+    path: Path | Address
     width: int
     height: int
     count: int
@@ -73,9 +73,9 @@ class _Tile:
         return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
-def _tile(path: Path, crs: str | None, nodata: float | str | None, override: str | None) -> _Tile:
+def _tile(path: Path | Address, crs: str | None, nodata: float | str | None, override: str | None) -> _Tile:
     try:
-        with rasterio.open(path) as src:
+        with rasterio.open(path, driver="GTiff" if isinstance(path, Address) else None) as src:
             _whole(src, path)
             tile = _Tile(path, src.width, src.height, src.count, src.dtypes[0], _nodata(src, nodata, path), crs_of(src.crs, crs, override, src.bounds, path),
                          src.transform, src.block_shapes[0])
@@ -87,9 +87,23 @@ def _tile(path: Path, crs: str | None, nodata: float | str | None, override: str
     return tile
 
 # %% ../nbs/reference/11b_rasters.ipynb #2b80e382
-def _whole(src: rasterio.DatasetReader, path: Path) -> None:
+LARGEST_BLOCK = 2**31  # bytes
+LARGEST_WHOLE = 2**35  # bytes that are read at once, where no grid is asked for
+
+# %% ../nbs/reference/11b_rasters.ipynb #b9067f7c
+def _blocks(src: rasterio.DatasetReader, path: Path | Address) -> tuple[int, int]:
+    "Rows and columns of blocks; DataError if there cannot be so many, or of such a size."
+    height, width = src.block_shapes[0]
+    rows, cols = -(-src.height // height), -(-src.width // width)
+    size = 2**40 if isinstance(path, Address) else path.stat().st_size
+    if 4 * rows * cols > size or height * width * np.dtype(src.dtypes[0]).itemsize > LARGEST_BLOCK:
+        raise DataError(f"{path} claims {src.width} x {src.height} pixels in {rows * cols} blocks of {height} x {width}, which is absurd for this file: it is damaged or hostile; fetch it again")
+    return rows, cols
+
+
+def _whole(src: rasterio.DatasetReader, path: Path | Address) -> None:
     if src.driver in ("GTiff", "COG"):
-        rows, cols = -(-src.height // src.block_shapes[0][0]), -(-src.width // src.block_shapes[0][1])
+        rows, cols = _blocks(src, path)
         offsets = (src.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=1) for y in range(rows) for x in range(cols))
         if all(o is None for o in offsets):
             raise DataError(f"{path} holds no data at all, as if its writer had been stopped: make or fetch it again")
@@ -138,7 +152,7 @@ def _vrt_band(tiles: list[_Tile], band: int, number: int, t: Affine) -> str:
         x, y = ~t * (i.transform.c, i.transform.f) if len(tiles) > 1 else (0, 0)
         kind = "SimpleSource" if i.nodata is None else "ComplexSource"
         size = f'xSize="{i.width}" ySize="{i.height}"'
-        parts.append(f'<{kind}><SourceFilename relativeToVRT="0">{escape(os.path.abspath(i.path))}</SourceFilename><SourceBand>{band}</SourceBand>'
+        parts.append(f'<{kind}><SourceFilename relativeToVRT="0">{escape(i.path if isinstance(i.path, Address) else os.path.abspath(i.path))}</SourceFilename><SourceBand>{band}</SourceBand>'
                      f'<SourceProperties RasterXSize="{i.width}" RasterYSize="{i.height}" DataType={quoteattr(GDAL_TYPES[i.dtype])} BlockXSize="{i.block[1]}" BlockYSize="{i.block[0]}"/>'
                      f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{_near(x)!r}" yOff="{_near(y)!r}" {size}/>'
                      + ("" if i.nodata is None else f"<NODATA>{i.nodata!r}</NODATA>") + f"</{kind}>")
@@ -238,7 +252,7 @@ def look_at(path: str | Path | list[str | Path],  # a file, a pattern, or a list
     if classes and np.dtype(tiles[0].dtype).kind == "f":
         raise DataError(f"{name} holds {tiles[0].dtype} values where class codes are due: save it as uint8, or change `kind` in the catalogue entry to continuous")
     bands = _bands(band, tiles[0].count, name, classes)
-    geobox = _own_grid(tiles, name) if geobox is None else geobox
+    geobox = _own_grid(tiles, bands, name) if geobox is None else geobox
     near = _touching(tiles, geobox, name)
     mode = ("average" if _ratio(near[0], geobox) > 1 else "bilinear") if resampling == "auto" else resampling
     value = _fill_value(near, geobox, fill, name)
@@ -264,8 +278,10 @@ def _equals(a: np.ndarray, value: float | None) -> np.ndarray:
     return np.zeros(a.shape, bool) if value is None else np.isnan(a) if np.isnan(value) else a == value
 
 # %% ../nbs/reference/11b_rasters.ipynb #59b89a58
-def _own_grid(tiles: list[_Tile], name: str) -> GeoBox:
+def _own_grid(tiles: list[_Tile], bands: list[int], name: str) -> GeoBox:
     groups = _groups(tiles)
+    if (whole := sum(t.width * t.height for t in tiles) * len(bands) * np.dtype(tiles[0].dtype).itemsize) > LARGEST_WHOLE:
+        raise RequestError(f"{name} is {whole / 1e9:.0f} GB as a whole: ask for an area or a GeoBox")
     if len(groups) > 1:
         raise RequestError(f"{name} is a set of tiles on {len(groups)} different grids: ask for an area or a GeoBox")
     with rasterio.open(_vrt(groups[0], [1])) as src:

@@ -6,7 +6,7 @@
 __all__ = ['GDAL', 'PLANNERS', 'Asset', 'asset', 'cached', 'download', 'boxes', 'place_of', 'open_assets', 'Request', 'ask',
            'cache_dir', 'endpoint', 'need_network', 'offline', 'session', 'stat', 'unpack']
 
-# %% ../nbs/reference/11d_remote.ipynb #04d5ba55
+# %% ../nbs/reference/11d_remote.ipynb #1f41011f
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,12 +22,13 @@ from pyproj import Transformer
 
 from .archives import unpack
 from .core import DataError, RequestError
-from .drivers import REMOTE, Request, open_file
+from .drivers import RASTER_KINDS, REMOTE, Request, open_file
+from .files import Address
 from .downloads import ask, cache_dir, endpoint, fetch, need_network, offline, session, stat  # noqa: F401  part of this room too
 
 _all_ = ["Request", "ask", "cache_dir", "endpoint", "need_network", "offline", "session", "stat", "unpack"]
 
-# %% ../nbs/reference/11d_remote.ipynb #ad1db44c
+# %% ../nbs/reference/11d_remote.ipynb #9e9132ff
 @dataclass(frozen=True)
 class Asset:
     "A remote file."
@@ -52,7 +53,7 @@ def asset(request: Request,  # of a driver
     name = file or url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     return Asset(url, request.name, f"{request.name}/{name}", year=request.year, licence=request.licence, citation=request.citation, **known)
 
-# %% ../nbs/reference/11d_remote.ipynb #b389a05f
+# %% ../nbs/reference/11d_remote.ipynb #62b4c938
 def cached(asset: Asset,  # a remote file
            ) -> Path | None:  # its place, whole and checked; None: it is not here
     "Where an asset lies in the cache."
@@ -70,7 +71,7 @@ def download(asset: Asset,  # a remote file
     path.unlink(missing_ok=True)  # of another size: an older version
     return fetch(asset.url, path, asset.size, asset.checksum, progress)
 
-# %% ../nbs/reference/11d_remote.ipynb #762ddb8b
+# %% ../nbs/reference/11d_remote.ipynb #1ec233d2
 def boxes(geobox: GeoBox,  # a grid in any CRS
           ) -> list[tuple[float, float, float, float]]:  # west, south, east, north in degrees; two at the antimeridian
     "The bounding boxes of a grid in degrees."
@@ -88,19 +89,19 @@ def boxes(geobox: GeoBox,  # a grid in any CRS
     west, east = float(west - turn), float(east - turn)
     return [(west, south, east, north)] if east <= 180 else [(west, south, 180.0, north), (-180.0, south, east - 360, north)]
 
-# %% ../nbs/reference/11d_remote.ipynb #74e60fce
+# %% ../nbs/reference/11d_remote.ipynb #49a1f0a8
 GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_HTTP_MULTIPLEX": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
         "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5", "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_LOW_SPEED_TIME": "30", "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
         "CPL_VSIL_CURL_USE_HEAD": "NO", "VSI_CACHE": "TRUE"}
 
-# %% ../nbs/reference/11d_remote.ipynb #38d92907
+# %% ../nbs/reference/11d_remote.ipynb #27dd8268
 def place_of(asset: Asset,  # a remote file
-             ) -> list[str | Path]:  # what GDAL opens
+             ) -> list[Address | Path]:  # what GDAL opens
     "Where an asset is read: in the cache, in its archive's folder, or by windows where it lies."
     here = cached(asset)
     if here is None and asset.windowed:
         need_network(asset.url)
-        return [f"/vsicurl/{endpoint(asset.url)}"]
+        return [Address(f"/vsicurl/{endpoint(asset.url)}")]
     here = here or download(asset)
     return [*unpack(here, asset.members)] if asset.members else [here]
 
@@ -112,11 +113,22 @@ def open_assets(request: Request,  # of a driver
     if not assets:
         raise DataError(f"{request.name} has no file for the asked area: it is not covered")
     paths = [p for a in assets for p in place_of(a)]
+    if request.kind in RASTER_KINDS:
+        _no_text(paths)
     kept = {k: v for k, v in request.options.items() if k in ("layer", "band", "bands", "columns", "encoding", "crs")}
     with rasterio.Env(**GDAL):
         return open_file(replace(request, options={**kept, "path": paths}))
 
-# %% ../nbs/reference/11d_remote.ipynb #6fda4cdf
+
+def _no_text(paths: list[Address | Path]) -> None:
+    "DataError for XML in the place of an image: GDAL would follow it to other files."
+    for p in paths:
+        if isinstance(p, Path):
+            with open(p, "rb") as f:
+                if f.read(64).lstrip().startswith(b"<"):
+                    raise DataError(f"{p} is text where an image was due: it is not opened; delete it and look at its address in a browser")
+
+# %% ../nbs/reference/11d_remote.ipynb #c83ed278
 def _plan(driver: str, request: Request) -> list[Asset]:
     return getattr(import_module(f"isa_nb.{REMOTE[driver]}"), f"plan_{driver}")(request)
 
