@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['File', 'coordinates', 'holds', 'choose', 'plan_zenodo', 'plan_figshare', 'plan_http']
 
-# %% ../nbs/reference/11j_deposits.ipynb #48b89561
+# %% ../nbs/reference/11j_deposits.ipynb #bbd9cf9b
 import fnmatch
 import re
 from typing import Any
@@ -14,7 +14,7 @@ from .core import DataError
 from .remote import Asset, Request, ask, asset, stat
 from .tiles import filled, names_of, of_year, patterns
 
-# %% ../nbs/reference/11j_deposits.ipynb #17a06600
+# %% ../nbs/reference/11j_deposits.ipynb #9a5717dd
 _SPELT = {"lat": r"(?:[NS]\d+|-?\d+[NS])", "lon": r"(?:[EW]\d+|-?\d+[EW])"}
 
 
@@ -34,14 +34,14 @@ def coordinates(name: str,  # of a file
         found[kind].append(-number if re.search("[SW]", value, re.IGNORECASE) else number)
     return found
 
-# %% ../nbs/reference/11j_deposits.ipynb #1b1bf690
+# %% ../nbs/reference/11j_deposits.ipynb #72ffd2bb
 def holds(found: dict[str, list[int]],  # of `coordinates`
           tile: dict[str, Any],  # of `tiles.fields`
           ) -> bool:  # True where the file holds the tile
     "Whether the coordinates of a file's name are, or span, those of a tile."
     return all(not found[k] or min(found[k]) <= tile[k] <= max(found[k]) for k in ("lat", "lon"))
 
-# %% ../nbs/reference/11j_deposits.ipynb #0ce973e0
+# %% ../nbs/reference/11j_deposits.ipynb #e2124e90
 File = tuple[str, str, int | None, str | None]  # name, address, bytes, checksum
 
 
@@ -65,7 +65,7 @@ def choose(request: Request,  # options: pattern, tile, corner, members
         raise DataError(f"{request.name}: the deposit has no file like {pattern}: it has {', '.join(f[0] for f in files[:5])}{' ...' if len(files) > 5 else ''}; correct access.options.pattern")
     return [asset(request, url, name, size=size, checksum=checksum, members=tuple(members)) for (name, url, size, checksum), members in chosen.items()]
 
-# %% ../nbs/reference/11j_deposits.ipynb #dd29a42a
+# %% ../nbs/reference/11j_deposits.ipynb #4392f1a9
 def plan_zenodo(request: Request,  # options: record, pattern, tile, corner, region, members
                 ) -> list[Asset]:  # that the request needs
     "The files of a Zenodo record that a request needs."
@@ -83,7 +83,7 @@ def plan_figshare(request: Request,  # options: article, version, pattern, membe
     md5 = lambda f: f.get("computed_md5") or f.get("supplied_md5")  # noqa: E731
     return choose(request, [(f["name"], f["download_url"], f.get("size"), f"md5:{md5(f)}" if md5(f) else None) for f in said])
 
-# %% ../nbs/reference/11j_deposits.ipynb #b305f04b
+# %% ../nbs/reference/11j_deposits.ipynb #ad54ed76
 def _listed(answer: Any, key: str, what: str) -> list[dict[str, Any]]:
     "A list inside an answer; DataError if the service answers otherwise than it did."
     found = answer.get(key) if isinstance(answer, dict) else None
@@ -91,7 +91,7 @@ def _listed(answer: Any, key: str, what: str) -> list[dict[str, Any]]:
         raise DataError(f"{what}: the answer has no list of files as this version knows it: the record is closed or the service has changed")
     return found
 
-# %% ../nbs/reference/11j_deposits.ipynb #739b99f8
+# %% ../nbs/reference/11j_deposits.ipynb #d94e0764
 def plan_http(request: Request,  # options: url, members, region, windowed
               ) -> list[Asset]:  # one
     "The file at an address."

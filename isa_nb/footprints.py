@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVEL', 'EDGE', 'quadkey', 'quadkeys', 'plan_buildings', 'open_buildings']
 
-# %% ../nbs/reference/11l_footprints.ipynb #574d06a3
+# %% ../nbs/reference/11l_footprints.ipynb #8e592b2f
 import csv
 import math
 
@@ -17,11 +17,11 @@ from .core import DataError, RequestError
 from .drivers import osm_table
 from .remote import Asset, Request, ask, asset, boxes, download, stat
 
-# %% ../nbs/reference/11l_footprints.ipynb #eb6b0883
+# %% ../nbs/reference/11l_footprints.ipynb #3a040602
 LEVEL = 9
 EDGE = 85.05112878  # latitude at which the map of Web Mercator ends
 
-# %% ../nbs/reference/11l_footprints.ipynb #5594a022
+# %% ../nbs/reference/11l_footprints.ipynb #6a9fd1c3
 def quadkey(x: int,  # column of the square, from the west
             y: int,  # row of the square, from the north
             level: int = LEVEL,  # of the map
@@ -42,7 +42,7 @@ def quadkeys(places: list[tuple[float, float, float, float]],  # bounding boxes 
         found |= {quadkey(x, y, level) for x in xs for y in ys}
     return sorted(found)
 
-# %% ../nbs/reference/11l_footprints.ipynb #d6077edc
+# %% ../nbs/reference/11l_footprints.ipynb #5404eb0d
 def plan_buildings(request: Request,  # options: url of the table of links
                    ) -> list[Asset]:  # one for each square and country
     "The files of outlines that a request needs."
@@ -55,7 +55,7 @@ def plan_buildings(request: Request,  # options: url of the table of links
     here = [r for r in rows if r["QuadKey"].zfill(LEVEL) in wanted]
     return [asset(request, r["Url"], f"{r['Location']}_{r['QuadKey'].zfill(LEVEL)}.geojsonl.gz", size=stat(r["Url"])) for r in here]
 
-# %% ../nbs/reference/11l_footprints.ipynb #962ed8a8
+# %% ../nbs/reference/11l_footprints.ipynb #4695209b
 def open_buildings(request: Request,  # of the driver
                    ) -> gpd.GeoDataFrame:  # as `drivers.osm_table` gives: layer "buildings", fclass "building"
     "Building outlines on a grid."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INDEX', 'regions', 'choose_regions', 'dated', 'plan_geofabrik']
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #f932c85f
+# %% ../nbs/reference/11k_geofabrik.ipynb #786a9340
 import contextlib
 from typing import Any
 
@@ -15,10 +15,10 @@ from shapely.geometry import box, shape
 from .core import DataError, IsaError, RequestError, unknown
 from .remote import Asset, Request, ask, asset, boxes, stat
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #05694cbb
+# %% ../nbs/reference/11k_geofabrik.ipynb #6df2c5cd
 INDEX = "https://download.geofabrik.de/index-v1.json"
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #d62f62ce
+# %% ../nbs/reference/11k_geofabrik.ipynb #5b975176
 def regions(index: Any,  # the answer at INDEX
             form: str,  # "shp" or "pbf"
             ) -> dict[str, dict[str, Any]]:  # id -> parent, url, shape
@@ -29,7 +29,7 @@ def regions(index: Any,  # the answer at INDEX
         raise DataError(f"{INDEX}: the answer is not the index of regions that this version knows: the service has changed") from e
     return {k: v for k, v in found.items() if v["url"]}
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #76a90281
+# %% ../nbs/reference/11k_geofabrik.ipynb #3567e93b
 def choose_regions(known: dict[str, dict[str, Any]],  # of `regions`
                    area: Any,  # a shapely geometry in degrees
                    ) -> list[str]:  # ids; [] where nothing covers the area
@@ -49,7 +49,7 @@ def choose_regions(known: dict[str, dict[str, Any]],  # of `regions`
         return [whole] if whole else []
     return parts
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #a1f9e140
+# %% ../nbs/reference/11k_geofabrik.ipynb #f8feaeaa
 def dated(url: str,  # of the latest extract
           date: str | None,  # YYMMDD, "latest" or None
           year: int | None,  # whose end is meant, if there is no date
@@ -58,7 +58,7 @@ def dated(url: str,  # of the latest extract
     date = date or (f"{(year + 1) % 100:02d}0101" if year else "latest")
     return url.replace("-latest", f"-{date}")
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #ca2ba488
+# %% ../nbs/reference/11k_geofabrik.ipynb #60ca2190
 def _extract(name: str, known: dict[str, dict[str, Any]], request: Request) -> tuple[str, int | None]:
     "Address and size of a region's extract, or of the smallest larger region that has one of the date."
     here, tried = name, []
@@ -70,7 +70,7 @@ def _extract(name: str, known: dict[str, dict[str, Any]], request: Request) -> t
         here = known[here]["parent"]
     raise DataError(f"{request.name}: Geofabrik has no {' and no '.join(tried)}: ask for another year, or set access.options.date to latest or to YYMMDD")
 
-# %% ../nbs/reference/11k_geofabrik.ipynb #1b232ab3
+# %% ../nbs/reference/11k_geofabrik.ipynb #9b5d0b8e
 def plan_geofabrik(request: Request,  # options: region, date, form
                    ) -> list[Asset]:  # extracts that cover the asked grid
     "The extracts that a request needs."

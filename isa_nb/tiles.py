@@ -6,7 +6,7 @@
 __all__ = ['Box', 'BANDS', 'squares', 'fields', 'zones_and_bands', 'rows_and_columns', 'of_year', 'filled', 'names_of',
            'patterns', 'plan_tiles']
 
-# %% ../nbs/reference/11i_tiles.ipynb #35bcd5fb
+# %% ../nbs/reference/11i_tiles.ipynb #14beaa90
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +17,7 @@ from pyproj import Transformer
 from .core import RequestError
 from .remote import Asset, Request, asset, boxes, stat
 
-# %% ../nbs/reference/11i_tiles.ipynb #f80768f1
+# %% ../nbs/reference/11i_tiles.ipynb #9fde64d8
 Box = tuple[float, float, float, float]  # west, south, east, north in degrees
 
 
@@ -31,7 +31,7 @@ def squares(places: Iterable[Box],  # bounding boxes
         found |= {(x * size, y * size) for x in i for y in j if -180 <= x * size < 180 and -90 <= y * size < 90}
     return sorted(found, key=lambda t: (-t[1], t[0]))
 
-# %% ../nbs/reference/11i_tiles.ipynb #d79a0f76
+# %% ../nbs/reference/11i_tiles.ipynb #36834c55
 def fields(west: float,  # edge of a tile, degrees
            south: float,  # edge of a tile, degrees
            size: float,  # its side, degrees
@@ -43,10 +43,10 @@ def fields(west: float,  # edge of a tile, degrees
     return {"lon": lon, "lat": lat, "alon": abs(lon), "alat": abs(lat), "ew": "E" if lon >= 0 else "W", "ns": "N" if lat >= 0 else "S",
             "minus_lon": "-" if lon < 0 else "", "minus_lat": "-" if lat < 0 else ""}
 
-# %% ../nbs/reference/11i_tiles.ipynb #fc6df777
+# %% ../nbs/reference/11i_tiles.ipynb #4aca8bdf
 BANDS = "CDEFGHJKLMNPQRSTUVWX"  # 8 degrees each from 80 S, the last one 12
 
-# %% ../nbs/reference/11i_tiles.ipynb #ade824ca
+# %% ../nbs/reference/11i_tiles.ipynb #4a06df83
 def zones_and_bands(places: Iterable[Box],  # bounding boxes
                     ) -> list[dict[str, Any]]:  # zone (1..60) and band (a letter)
     "The cells of the military grid that boxes touch."
@@ -59,7 +59,7 @@ def zones_and_bands(places: Iterable[Box],  # bounding boxes
             found |= {(z, BANDS[band]) for z in wide}
     return [{"zone": z, "band": b} for z, b in sorted(found)]
 
-# %% ../nbs/reference/11i_tiles.ipynb #da4c1c25
+# %% ../nbs/reference/11i_tiles.ipynb #a0e2e93c
 def rows_and_columns(places: Iterable[Box],  # bounding boxes
                      size: float,  # side of a tile, units of crs
                      origin: tuple[float, float],  # x, y of the upper-left corner of row 1, column 1
@@ -73,7 +73,7 @@ def rows_and_columns(places: Iterable[Box],  # bounding boxes
         found |= {(math.floor((origin[1] - b) / size) + 1, math.floor((a - origin[0]) / size) + 1) for a, b in zip(x, y, strict=True) if np.isfinite(a + b)}
     return [{"row": r, "col": c} for r, c in sorted(found)]
 
-# %% ../nbs/reference/11i_tiles.ipynb #fa124760
+# %% ../nbs/reference/11i_tiles.ipynb #34876677
 def of_year(value: Any,  # a text, a list, or a mapping from "2021" or "2000-2022"
             year: int | None,  # that is asked for
             name: str,  # of the source, for the message
@@ -99,7 +99,7 @@ def filled(text: str,  # with fields in braces
         field = str(e).strip("'")
         raise RequestError(f"{name}: {{{field}}} in {text} has no value: state access.options.{field} in an overlay, or ask for an area") from e
 
-# %% ../nbs/reference/11i_tiles.ipynb #6093797b
+# %% ../nbs/reference/11i_tiles.ipynb #b4371a10
 def names_of(request: Request,  # options: tile and corner, or grid
              ) -> list[dict[str, Any]]:  # the fields of each tile that the asked grid touches
     "The tiles that a request touches."
@@ -122,7 +122,7 @@ def patterns(o: dict[str, Any],  # access.options
     members = of_year(o.get("members"), request.year, request.name)
     return tuple(filled(m, request.name, year=request.year, **known) for m in ([members] if isinstance(members, str) else members or []))
 
-# %% ../nbs/reference/11i_tiles.ipynb #735ef31f
+# %% ../nbs/reference/11i_tiles.ipynb #f2df17b3
 def plan_tiles(request: Request,  # options: url, tile, corner, grid, origin, members, windowed
                ) -> list[Asset]:  # those that exist
     "The tiles that a request needs."
