@@ -78,9 +78,14 @@ class StacOptions(_Entry):
     "A STAC collection."
     api: str
     collection: str
-    assets: list[str] = []
+    assets: list[str] = []  # one a band; image.3 is the third band of the asset image
     sign: bool = False  # links need the API's signature
-    query: dict[str, Any] = {}
+    query: dict[str, Any] = {}  # {property: value} or {property: {lt: value}}
+    composite: Literal["median", "medoid"] | None = None  # of the scenes of a season; None: the newest item lies on top
+    mask: str = "scl"  # of a composite: the asset that classifies pixels
+    season: tuple[int, int] = (4, 10)  # of a composite: first and last month
+    max_cloud: float = Field(60, ge=0, le=100)  # of a composite: % of a scene
+    scenes: int = Field(24, ge=1)  # of a composite: at most so many of a tile, the least cloudy
 
 
 ByYear = str | dict[str, str]  # one value, or one for each year ("2021") or span of years ("2000-2022")
