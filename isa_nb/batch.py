@@ -20,11 +20,13 @@ from typing import Any
 
 from .catalog import Catalog
 from .core import RequestError, provenance, unknown, write_json
-from .plan import Suite, Task, declared, load_suite, make_plan, parameters_of
+from .credits import credits_of
+from .plan import Suite, Task, declared, load_suite, make_plan, parameters_of, places_of
 from .report import duration, write_report
 from .results import (LAYOUT, beside, catalogue_hash, check_folder, check_space, clear_leftovers, code_hash, collect_tables, digest, input_files,
                             locked, notebook_hash, put, read_step, record_step, start_over, why_redo)
 from .runner import error_line, run_step, stop_kernels
+from .years import at
 
 # %% ../nbs/reference/75_batch.ipynb #2087fac6
 @dataclass
@@ -37,6 +39,7 @@ class Request:
     catalog: str | Path | None = None  # an overlay of the catalogue
     suite: str | Path | None = None  # an experiments.yaml; None: ours
     seed: int = 0
+    year: int | None = None  # of everything that is opened, or the nearest to it; None: each source's own
     workers: int | None = None  # notebooks at once; None: as many as cores and memory allow
     scheduler: str | None = None  # address of a Dask scheduler; None: a cluster of this process
     fresh: bool = False  # start over
@@ -45,7 +48,8 @@ class Request:
     def identity(self) -> dict[str, Any]:  # what a results folder belongs to
         "The run that this request is of."
         path = lambda p: str(Path(p).resolve()) if p else ""  # noqa: E731
-        return {"profile": self.profile, "seed": self.seed, "catalog": path(self.catalog), "suite": path(self.suite)}
+        year = {"year": self.year} if self.year is not None else {}
+        return {"profile": self.profile, "seed": self.seed, **year, "catalog": path(self.catalog), "suite": path(self.suite)}
 
 
 def _check(request: Request, suite: Suite) -> None:
@@ -54,6 +58,8 @@ def _check(request: Request, suite: Suite) -> None:
         raise unknown("profile", request.profile, suite.profiles)
     if not 0 <= request.seed < 2**32:
         raise RequestError(f"the seed is {request.seed}: give a whole number from 0 to {2**32 - 1}")
+    if request.year is not None and not 1950 <= request.year <= 2100:
+        raise RequestError(f"the year is {request.year}: give one from 1950 to 2100")
     if request.workers is not None and request.workers < 1:
         raise RequestError(f"{request.workers} workers can do nothing: give 1 or more")
     if request.workers is not None and request.scheduler:
@@ -112,6 +118,11 @@ def _earlier(step: dict[str, Any], declared: bool) -> dict[str, Any]:
     return {**step, "state": "interrupted" if step["state"] in ("running", "waiting") else step["state"], "reason": "not asked for now"}
 
 # %% ../nbs/reference/75_batch.ipynb #ae745de3
+def _areas(request: Request, cat: Catalog, tasks: dict[str, Task]) -> list[str]:
+    "The areas whose sources a run may open."
+    return [t.place.area for t in tasks.values() if t.place] or [p.area for p in places_of(cat, request.zones)]
+
+
 def _open_run(request: Request, suite: Suite, cat: Catalog, plan: dict[str, Task], old: dict[str, Any] | None) -> _Run:
     "Set up the record of a run in a folder that is ours and locked."
     old = old or {"steps": {}}
@@ -126,6 +137,7 @@ def _open_run(request: Request, suite: Suite, cat: Catalog, plan: dict[str, Task
                 "started": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "finished": None, "seconds": 0.0,
                 "request": {"experiments": request.experiments, "zones": request.zones}, "workers": None, "scheduler": request.scheduler or "",
                 "catalogue": {"version": cat.version, "hash": hashes["catalogue"], "files": [str(p) for p in cat.paths]}, "inputs": inputs,
+                "sources": credits_of(at(cat, request.year), _areas(request, cat, {**kept, **plan})),
                 "provenance": provenance(), "steps": {**gone, **steps}, "tables": old.get("tables", {})}
     return _Run(request, suite, cat, out, plan, kept, manifest["steps"], manifest, hashes)
 
@@ -147,8 +159,10 @@ def _parts(run: _Run, task: Task) -> dict[str, Any]:
     place = task.place
     parameters = parameters_of(run.suite, task.experiment, run.request.profile)
     where = {"place": place.name, "zone": place.zone, "area": place.area} if place else {}
-    return {"notebook": notebook_hash(run.suite.folder / run.suite.experiments[task.experiment].notebook), **run.hashes,
-            "parameters": {**parameters, "seed": run.request.seed, "profile": run.request.profile, **where},
+    notebook = run.suite.folder / run.suite.experiments[task.experiment].notebook
+    year = {"year": run.request.year} if run.request.year is not None and "year" in declared(notebook) else {}
+    return {"notebook": notebook_hash(notebook), **run.hashes,
+            "parameters": {**parameters, "seed": run.request.seed, **year, "profile": run.request.profile, **where},
             "needs": {k: run.steps[k]["fingerprint"] for k in task.needs if run.usable(k)}}
 
 

@@ -99,6 +99,7 @@ def run_command(
         workers: Annotated[int | None, typer.Option(help="Notebooks at once. Default: as cores and memory allow.", metavar="N")] = None,
         scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, whose workers share the results folder and the files of the catalogue.", metavar="ADDRESS")] = None,
         seed: Annotated[int, typer.Option(help="Of everything that is random.", metavar="N")] = 0,
+        year: Annotated[int | None, typer.Option(help="Open every source for this year, or the nearest that it has. Default: its own year.", metavar="YYYY")] = None,
         resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep what is current, or start over.")] = True,
         suite: Annotated[Path | None, typer.Option(help="An experiments.yaml of your own.", metavar="FILE")] = None) -> None:
     """Run the experiments over the zones: tables, figures, and a report to read (index.html).
@@ -111,7 +112,7 @@ def run_command(
         from isa_nb.batch import Request, run
         from isa_nb.report import count_states, duration
         out = out or Path("results") / profile
-        request = Request(out, profile, _names(zones), _names(experiments), catalog, suite, seed, workers, scheduler, fresh=not resume,
+        request = Request(out, profile, _names(zones), _names(experiments), catalog, suite, seed, year, workers, scheduler, fresh=not resume,
                           command=shlex.join(["isa", *sys.argv[1:]]))
         manifest = run(request)
         print(f"{count_states(manifest)} in {duration(manifest['seconds'])}: {out / 'index.html'}")

@@ -107,7 +107,7 @@ def declared(notebook: Path,  # an .ipynb
     return frozenset(t.id for t in targets if isinstance(t, ast.Name))
 
 # %% ../nbs/reference/71_plan.ipynb #3c15f70a
-STANDARD = ("place", "zone", "area", "out", "inputs", "catalog", "seed", "profile")  # given by the batch to every notebook that declares them
+STANDARD = ("place", "zone", "area", "out", "inputs", "catalog", "seed", "year", "profile")  # given by the batch to every notebook that declares them
 
 
 def parameters_of(suite: Suite,  # the declaration

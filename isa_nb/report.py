@@ -118,6 +118,15 @@ def _steps(out: Path, steps: dict[str, dict[str, Any]]) -> str:
     return ("<h2 id='steps'>Steps</h2><div class='wide'><table><thead><tr><th>step</th><th>state</th><th class='num'>took</th><th>executed notebook</th>"
             f"<th>remark</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
 
+# %% ../nbs/reference/74_report.ipynb #3addb856
+def _credits(sources: list[dict[str, Any]]) -> str:
+    "Licence and citation of every source that the run may have opened."
+    row = lambda c: "".join(f"<td>{_text(v)}</td>" for v in (c["title"], c["year"] or "–", ", ".join(c["roles"]), ", ".join(c["areas"]), f"{c['licence']}: {c['duty']}",  # noqa: E731
+                                                            f"{c['citation']}{', doi:' + c['doi'] if c['doi'] else ''}"))
+    head = "".join(f"<th>{h}</th>" for h in ("source", "year", "used as", "where", "licence, and what it asks for", "cite"))
+    body = "".join(f"<tr>{row(c)}</tr>" for c in sources)
+    return f"<h2 id='data'>Data, licences and citations</h2><div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>" if sources else ""
+
 # %% ../nbs/reference/74_report.ipynb #b7c446cb
 def _published(record: dict[str, Any] | None) -> pd.DataFrame | dict[str, Any] | None:
     "Published values as they were given to Step.table."
@@ -194,9 +203,9 @@ def report_html(out: Path,  # the results folder
     titles = {s["experiment"]: s["title"] for s in steps.values()}
     links = "".join(f'<a href="#{_text(n)}">{_text(titles[n])}</a>' for n in sections)
     tables = " · ".join(_link(t["path"], f"{n}.csv") for n, t in manifest["tables"].items())
-    body = [_head(manifest, simulated), f"<nav><a href='#steps'>Steps</a>{links}</nav>", _details(manifest), _failures(out, steps), _steps(out, steps),
+    body = [_head(manifest, simulated), f"<nav><a href='#steps'>Steps</a>{links}<a href='#data'>Data, licences and citations</a></nav>", _details(manifest), _failures(out, steps), _steps(out, steps),
             f"<p class='source'>Tables of all places together: {tables}</p>" if tables else ""]
-    body += [_section(out, n, titles[n], made) for n, made in sections.items()]
+    body += [*(_section(out, n, titles[n], made) for n, made in sections.items()), _credits(manifest["sources"])]
     return PAGE.format(title=f"isa_nb: {_text(manifest['name'])}", style=STYLE + _MORE_STYLE, body="".join(body))
 
 
