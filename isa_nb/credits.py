@@ -48,10 +48,13 @@ def sources_of(cat: Catalog,  # the catalogue
 # %% ../nbs/reference/10c_credits.ipynb #4cea717d
 def credits_of(cat: Catalog,  # the catalogue, for instance as of a year
                areas: list[str],  # names of areas
+               also: tuple[str, ...] = (),  # further sources, which no area names
                ) -> list[dict[str, object]]:  # source, title, roles, areas, year, licence, duty, citation, doi, url, simulated
     "Licence and citation of every source that areas name."
+    used = sources_of(cat, areas)
+    used |= {n: {"roles": [], "areas": []} for n in also if n not in used}
     keys = ("title", "year", "licence", "citation", "doi", "url", "simulated")
-    return [{"source": n, **{k: getattr(cat.source(n), k) for k in keys}, "duty": duty(cat.source(n).licence), **where} for n, where in sources_of(cat, areas).items()]
+    return [{"source": n, **{k: getattr(cat.source(n), k) for k in keys}, "duty": duty(cat.source(n).licence), **where} for n, where in used.items()]
 
 
 def as_page(credits: list[dict[str, object]],  # of `credits_of`
@@ -61,7 +64,7 @@ def as_page(credits: list[dict[str, object]],  # of `credits_of`
     lines = [f"# {title}", "", "Every source keeps its own licence. What a licence asks for is a reminder here; its text counts.", ""]
     for c in credits:
         year = f", {c['year']}" if c["year"] else ""
-        lines += [f"## {c['title']}{' (simulated)' if c['simulated'] else ''}", "", f"- source: `{c['source']}`{year} ({', '.join(c['roles'])})", f"- licence: {c['licence']} ({c['duty']})",
+        lines += [f"## {c['title']}{' (simulated)' if c['simulated'] else ''}", "", f"- source: `{c['source']}`{year} ({', '.join(c['roles']) or 'no role'})", f"- licence: {c['licence']} ({c['duty']})",
                   f"- cite: {c['citation']}{', https://doi.org/' + c['doi'] if c['doi'] else ''}"]
         lines += [f"- from: {c['url']}"] if c["url"] else []
         lines += [""]
