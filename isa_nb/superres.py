@@ -8,6 +8,8 @@ __all__ = ['SCALES', 'PUBLISHED', 'SMALL', 'VGG_LAYERS', 'PERCEPTUAL', 'bilinear
            'Vgg', 'perceptual_kind', 'SuperResolutionLoss', 'judge_loss']
 
 # %% ../nbs/reference/46a_superres.ipynb #ff7f6109
+from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +42,12 @@ def block_mean(x: Tensor,  # (B, C, H, W) fine image
     return F.avg_pool2d(x, scale)
 
 
-def coarser(fine: Tensor,  # (B, C, 10h, 10w), e.g. 1 m
-            ) -> Tensor:  # (B, C, 4h, 4w), e.g. 2.5 m
+def coarser(fine: Tensor,  # (B, C, b * h, b * w), e.g. 1 m
+            scales: tuple[int, int] = SCALES,  # a and b, of the two stages
+            ) -> Tensor:  # (B, C, a * h, a * w), e.g. 2.5 m
     "The exact area average of the fine image on the grid of the first stage."
-    return F.avg_pool2d(F.interpolate(fine, scale_factor=2, mode="nearest"), 5)
+    a, b = (s // gcd(*scales) for s in scales)
+    return F.avg_pool2d(F.interpolate(fine, scale_factor=a, mode="nearest"), b)
 
 # %% ../nbs/reference/46a_superres.ipynb #ee38193d
 def enforce(sr: Tensor,  # (B, C, s * h, s * w) fine image
@@ -130,7 +134,7 @@ class Stage(nn.Module):
 # %% ../nbs/reference/46a_superres.ipynb #23441a44
 class Drawn(NamedTuple):
     "What a generator makes of an image."
-    middle: Tensor  # (B, C, 4h, 4w) image of the first stage
+    middle: Tensor  # (B, C, 4h, 4w) image of the first stage; 4 and 10 are the default scales
     fine: Tensor  # (B, C, 10h, 10w) image of the second stage
     middle_features: Tensor  # (B, F, 4h, 4w) from which the first was drawn
     fine_features: Tensor  # (B, F, 10h, 10w) from which the second was drawn
@@ -145,8 +149,12 @@ class ProgressiveGenerator(nn.Module):
                  growth: int = 32,  # see `Dense`; 32 as in ESRGAN
                  consistent: bool = False,  # make the averages over each input pixel equal that pixel
                  second: int | None = None,  # blocks of the second stage; None: as many as the first
+                 scales: Sequence[int] = SCALES,  # of the two stages, fine pixels per input pixel along a side
                  ):
         super().__init__()
+        if len(scales) != 2 or not 1 <= scales[0] <= scales[1]:
+            raise RequestError(f"scales={list(scales)}: give two whole numbers, the second no smaller than the first, e.g. [4, 10]")
+        self.scales = tuple(scales)
         second = blocks if second is None else second
         if min(in_channels, features, growth) < 1 or min(blocks, second) < 0:
             raise RequestError(f"in_channels={in_channels}, features={features}, growth={growth}, blocks={blocks}, second={second}: give at least 1 band, feature and growth, and no negative number of blocks")
@@ -160,7 +168,7 @@ class ProgressiveGenerator(nn.Module):
     def features(self, x: Tensor,  # (B, C, h, w) coarse image
                  ) -> Drawn:
         "Both images and what they were drawn from."
-        four, ten = ((s * x.shape[-2], s * x.shape[-1]) for s in SCALES)
+        four, ten = ((s * x.shape[-2], s * x.shape[-1]) for s in self.scales)
         up = bilinear(x, four)
         seen = self.first(x, four)
         middle = self.consistency(up + self.draw(seen), x)
@@ -296,7 +304,8 @@ class SuperResolutionLoss(nn.Module):
                 hr: Tensor,  # (B, C, 10h, 10w) the true image
                 opinion: Tensor | None = None,  # (B, 1, 10h, 10w) logits of the judge on the fine image
                 ) -> Tensor:  # scalar
-        pairs = list(zip(drawn, (coarser(hr), hr), strict=True))
+        middle = coarser(hr, (drawn[0].shape[-1], hr.shape[-1]))
+        pairs = list(zip(drawn, (middle, hr), strict=True))
         total = self.l1 * sum(F.l1_loss(a, b) for a, b in pairs)
         if self.look is not None:
             total = total + self.perceptual * sum(self.look(a, b) for a, b in pairs)
