@@ -55,7 +55,7 @@ def _views(gen: np.random.Generator, n: int, shape: tuple[int, ...]) -> np.ndarr
 
 def batch(chips: Sequence[Chip],  # chips of one size
           views: Sequence[int] | None = None,  # of each chip, 0..7; None: as they are
-          ) -> tuple[Tensor, Tensor, Tensor]:  # image (B, C, H, W) in its own type, label (B, H, W) uint8, confidence (B, H, W) float32
+          ) -> tuple[Tensor, ...]:  # image (B, C, H, W) in its own type, label (B, H, W) uint8, confidence (B, H, W) float32; of pairs.Pair also the target (B, C, s * H, s * W)
     "Stack chips."
     out = [np.empty((len(chips), *a.shape), a.dtype) for a in chips[0]]
     for i, chip in enumerate(chips):
@@ -111,5 +111,5 @@ class ChipLoader(DataLoader):
             while ahead:
                 yield ahead.popleft().result()
 
-    def after_batch(self, b: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return b[0].float(), b[1], b[2]
+    def after_batch(self, b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (b[0].float(), *b[1:])

@@ -130,13 +130,15 @@ class Repeatable(Callback):
 
 
 class Features(Callback):
-    "For a loss that asks for them (`needs_features`): hands it what the network's `classifier` sees, and tells it which share of the training is over."
+    "For a loss that asks for more than scores: what the network's `classifier` sees (`needs_features`), or what its `images` hands on (`needs_images`), and which share of the training is over."
 
     def before_fit(self) -> None:
-        self.hook = get_model(self.model).net.classifier.register_forward_pre_hook(self._keep)
+        net = get_model(self.model).net
+        features = getattr(self.loss_func, "needs_features", False)
+        self.hook = net.classifier.register_forward_pre_hook(lambda layer, given: self._keep(given[0])) if features else net.images.register_forward_hook(lambda layer, given, made: self._keep(made))
 
-    def _keep(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.seen = inputs[0]
+    def _keep(self, seen: Any) -> None:
+        self.seen = seen
 
     def after_pred(self) -> None:
         self.learn.yb = (*self.yb, self.seen)
@@ -167,7 +169,7 @@ def learner(model: nn.Module,  # models.Model to be trained
             train: Sequence[Chip],  # training chips
             valid: Sequence[Chip],  # validation chips
             *,
-            loss: nn.Module | None = None,  # called with logits, label, confidence (and features, if it has `needs_features`); None: SegmentationLoss() with the model's ignored codes
+            loss: nn.Module | None = None,  # called with logits, label, confidence (and the target of a pair, if there is one; and features, if it has `needs_features`, or drawn images, if it has `needs_images`); None: SegmentationLoss() with the model's ignored codes
             batch: int = 8,  # chips per step
             steps: int | None = None,  # steps per epoch; None: enough to show every chip
             lr: float = 4e-3,  # highest learning rate
@@ -190,7 +192,7 @@ def learner(model: nn.Module,  # models.Model to be trained
     shown = [counts, *(ValueMetric(partial(counts.score, k), k) for k in SCORES[1:])]
     learn = Learner(dls, model, loss or SegmentationLoss(ignore=model.spec.ignore, first=model.spec.first), partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), lr,
                     partial(_groups, wd=wd), [Repeatable(loaders[0], seed)], shown)
-    if getattr(loss, "needs_features", False):
+    if getattr(loss, "needs_features", False) or getattr(loss, "needs_images", False):
         learn.add_cb(Features())
     if how.precision == "bf16":
         learn.add_cb(Autocast())

@@ -31,6 +31,9 @@ ARCHITECTURES: dict[str, str | type[nn.Module]] = {  # name -> "module:Class", o
     "ResNeStASPP": "isa_nb.segmentation:ResNeStASPP",
     "L2HNet": "isa_nb.l2hnet:L2HNet",
     "UNet": "isa_nb.arms:UNet",
+    "JointSeg": "isa_nb.jointseg:JointSeg",
+    "Upsampled": "isa_nb.jointseg:Upsampled",
+    "PixelShuffled": "isa_nb.jointseg:PixelShuffled",
     "ProgressiveGenerator": "isa_nb.superres:ProgressiveGenerator",
 }
 
