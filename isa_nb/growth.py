@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.ndimage import maximum_filter
 
 from .accuracy import _pixels, _z, estimate, ratio
-from .change import FIRST_YEAR_BASE, NEVER, at_year
+from .change import NEVER, at_year, code_of
 from .core import NODATA, DataError, RequestError
 from .design import Raster, allocate, draw, values_at
 
@@ -33,7 +33,7 @@ def change_strata(first_year: np.ndarray,  # (y, x) uint8 coded as in GISA, 255 
     beside = maximum_filter(isa.astype(np.uint8), 2 * near + 1, mode="nearest").astype(bool) if near else isa
     out = np.where(isa, 2, np.where(beside, 5, 1)).astype(np.uint8)
     out[np.isin(rule, (1, 2, 4))] = 4
-    out[isa & (first_year > first - FIRST_YEAR_BASE)] = 3
+    out[isa & (first_year > code_of(first))] = 3
     out[first_year == NODATA] = NODATA
     return out
 
