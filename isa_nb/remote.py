@@ -92,7 +92,7 @@ def boxes(geobox: GeoBox,  # a grid in any CRS
 # %% ../nbs/reference/11d_remote.ipynb #49a1f0a8
 GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_HTTP_MULTIPLEX": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
         "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5", "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_LOW_SPEED_TIME": "30", "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-        "CPL_VSIL_CURL_USE_HEAD": "NO", "VSI_CACHE": "TRUE"}
+        "VSI_CACHE": "TRUE"}
 
 # %% ../nbs/reference/11d_remote.ipynb #27dd8268
 def place_of(asset: Asset,  # a remote file

@@ -244,6 +244,7 @@ def place(asset: Asset,  # of `asset_of`
 
 @contextlib.contextmanager
 def readable(name: str,  # of the source
+             file: str = "a file of the service",  # that is read; a better name is found where odc-stac tells one
              ) -> Iterator[None]:
     "With GDAL made ready for few and patient requests; what cannot be read, as one clear line."
     _FAILED.uri = ""
@@ -251,7 +252,7 @@ def readable(name: str,  # of the source
         with rasterio.Env(**GDAL):
             yield
     except RasterioError as e:
-        said, file = " ".join(str(e).split())[:160], _FAILED.uri.split("?")[0] or "a file of the service"
+        said, file = " ".join(str(e).split(" - ")[0].split())[:160], (_FAILED.uri or file).split("?")[0]
         raise DataError(f"{name}: {file} cannot be read ({said}): try again later; if it stays, tell its provider, or ask for another area or year") from e
 
 
@@ -259,7 +260,7 @@ def look_into(asset: Asset,  # of `asset_of`
               name: str,  # of the source
               ) -> Look:
     "Read a file's header; DataError if it has no place on Earth."
-    with readable(name), rasterio.open(place(asset)) as src:
+    with readable(name, asset.url), rasterio.open(place(asset)) as src:
         if src.crs is None:
             raise DataError(f"{name}: neither the STAC item nor the file {asset.file.rsplit('/', 1)[-1]} says a CRS: it cannot be used; tell its provider, or use another source")
         return Look(src.dtypes[0], src.nodata, src.count, ProjCRS.from_wkt(src.crs.to_wkt()), float(np.hypot(src.transform.a, src.transform.d)))

@@ -1,9 +1,19 @@
-"""The order of the files: those that run whole notebooks first, so that the processes of `isa test` end together."""
+"""The order of the files: those that run whole notebooks first, so that the processes of `isa test` end together; and the tests that need a network are left out."""
 from pathlib import Path
+
+import pytest
 
 FIRST = ("test_real", "test_tutorials", "test_batch", "test_training", "test_mapping")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_configure(config):
+    config.addinivalue_line("markers", "live: asks the real services (pytest -m live); skipped otherwise")
+
+
+def pytest_collection_modifyitems(config, items):
+    if "live" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("live"):
+                item.add_marker(pytest.mark.skip(reason="asks the real services: pytest -m live"))
     place = {name: i for i, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(Path(item.path).stem, len(FIRST)))

@@ -2,6 +2,7 @@
 import contextlib
 import datetime as dt
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -57,7 +58,7 @@ class Peers:
         return None
 
     def file(self, request: Request) -> Response:
-        path = self.folder / request.path_params["path"]
+        path = self.folder / re.sub(r"~\w+", "", request.path_params["path"])  # a~b.tif is a.tif under another name: GDAL remembers what it has read
         if request.url.path.startswith("/blob/") and SIGNATURE not in request.url.query:
             return Response("not signed", 403)
         return self.fault(request.url.path) or (FileResponse(path) if path.is_file() else Response("no such file", 404))
@@ -121,12 +122,12 @@ def wait(url: str, seconds: float = 20) -> None:
     raise RuntimeError(f"{url} does not answer")
 
 
-def write_cog(path: Path, values: np.ndarray, grid, nodata: float | None = None, block: int = 256, crs: bool = True) -> Path:
+def write_cog(path: Path, values: np.ndarray, grid, nodata: float | None = None, block: int = 256, crs: bool = True, overviews: str = "AUTO") -> Path:
     "A cloud-optimised GeoTIFF of (band, y, x) or (y, x)."
     path.parent.mkdir(parents=True, exist_ok=True)
     values = values.reshape(-1, *values.shape[-2:])
     about = {"height": grid.shape.y, "width": grid.shape.x, "count": len(values), "dtype": values.dtype.name, "nodata": nodata, "transform": grid.affine}
-    with rasterio.open(path, "w", driver="COG", **about, crs=str(grid.crs) if crs else None, compress="deflate", level=1, blocksize=block, overview_resampling="nearest") as f:
+    with rasterio.open(path, "w", driver="COG", **about, crs=str(grid.crs) if crs else None, compress="zstd", level=1, blocksize=block, overviews=overviews) as f:
         f.write(values)
     return path
 

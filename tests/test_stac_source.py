@@ -11,14 +11,16 @@ import pystac
 import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 from stac_peers import SIGNATURE, Peers, item, write_cog
 
 from isa_nb.catalog import Catalog
-from isa_nb.composite import sentinel2
+from isa_nb.composite import compose, scenes_of, sentinel2
 from isa_nb.core import DataError, RequestError, square_geobox
 from isa_nb.lab import sensors, world
 from isa_nb.lab.fields import LC_LUT
-from isa_nb.remote import PLANNERS
+from isa_nb.rasters import open_raster
+from isa_nb.remote import PLANNERS, download
 from isa_nb.stac_source import _client
 
 PC, EARTH = "https://planetarycomputer.microsoft.com/api/stac/v1", "https://earth-search.aws.element84.com/v1"
@@ -71,7 +73,7 @@ def peers(tmp_path_factory):
     tile = np.tile(np.block([[p.classes, p.classes[:, ::-1]], [p.classes[::-1], p.classes[::-1, ::-1]]]), (n // 2 + 1, n // 2 + 1))[:10_000, :10_000]
     p.tile_grid = GeoBox((10_000, 10_000), p.grid.affine, p.grid.crs)
     p.tile = tile
-    write_cog(p.folder / "lulc/2021.tif", tile, p.tile_grid, 0, block=512)
+    write_cog(p.folder / "lulc/2021.tif", tile, p.tile_grid, 0, block=512, overviews="NONE")
     items = [item(f"50R-{y}", "io-lulc-annual-v02", p.tile_grid, year(y), {"data": f"{blob}/{2021}.tif"}) for y in (2020, 2021)]
     items[1].assets["data"].extra_fields["file:size"] = (p.folder / "lulc/2021.tif").stat().st_size
     items[0].assets["data"].href = f"{blob}/lost.tif"
@@ -93,8 +95,13 @@ def peers(tmp_path_factory):
     items.append(item("pole", "io-lulc-annual-v02", p.pole, year(2021), {"data": f"{blob}/pole.tif"}))
     items[-1].geometry, items[-1].bbox = {"type": "Polygon", "coordinates": [[[-180, 89.8], [180, 89.8], [180, 90], [-180, 90], [-180, 89.8]]]}, [-180, 89.8, 180, 90]
 
-    # More than one page of things.
-    items += [item(f"many-{k:03d}", "io-lulc", p.tile_grid, year(2020), {"data": f"{blob}/2021.tif"}) for k in range(120)]
+    # More than one page of things, and files that fail.
+    items += [item(f"many-{k:03d}", "many", p.tile_grid, year(2020), {"data": f"{blob}/2021.tif"}) for k in range(120)]
+    items += [item(name, name, p.tile_grid, year(2020), {"data": f"{blob}/2021~{name}.tif"}) for name in ("flaky", "busy", "window", "kept")]
+    items.append(item("gone", "gone", p.tile_grid, year(2020), {"data": f"{blob}/gone.tif"}))
+    aerial = np.concatenate([p.image[[2, 1, 0, 3]]]) // 40
+    write_cog(p.folder / "lulc/naip.tif", aerial.clip(1, 255).astype(np.uint8), p.grid, None)
+    items.append(item("m_1", "naip", p.grid, dt.datetime(2019, 8, 1, tzinfo=UTC), {"image": f"{blob}/naip.tif"}))
     p.serve(items)
     yield p
     p.stop()
@@ -113,11 +120,190 @@ def on_loopback(peers, tmp_path, monkeypatch):
     return Catalog.load()
 
 
-def test_a_window_of_a_tile_of_100_km_takes_few_bytes(on_loopback, peers):
+def entry(tmp_path: Path, collection: str) -> Catalog:
+    "A catalogue with `mine`, the tile of 100 km under another name."
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"""sources:
+  mine: {{title: Mine, description: simulated tile, kind: classes, legend: io_lulc_9, citation: simulated, licence: CC0-1.0, year: 2020, nodata: 0,
+    access: {{driver: stac, options: {{api: {PC}, collection: {collection}, sign: true}}}}}}
+""")
+    return Catalog.load(overlay=path)
+
+
+def searches(peers: Peers) -> int:
+    return sum(a.startswith("POST /search") for a in peers.asked)
+
+
+def test_a_window_of_a_tile_of_100_km_takes_few_bytes(on_loopback, peers, tmp_path):
     asked = peers.tile_grid[4321:4821, 2222:2722]  # 5 km
-    got = on_loopback.open("esri_annual", asked, 2021)
-    assert (got.values == peers.tile[4321:4821, 2222:2722]).all() and got.rio.nodata == 0 and got.attrs["year"] == 2021
-    assert peers.sent["/blob/lulc/2021.tif"] < 0.05 * (peers.folder / "lulc/2021.tif").stat().st_size
+    got = entry(tmp_path, "window").open("mine", asked)
+    assert (got.values == peers.tile[4321:4821, 2222:2722]).all() and got.rio.nodata == 0 and got.attrs["year"] == 2020
+    assert 0 < peers.sent["/blob/lulc/2021~window.tif"] < 0.05 * (peers.folder / "lulc/2021.tif").stat().st_size
     files = [a for a in peers.asked if "/blob/" in a]
     assert files and all(SIGNATURE in a for a in files), "every file was asked for with the signature"
-    assert sum("/token/isasimulated/lulc" in a for a in peers.asked) == 1, "one signature for one container"
+
+
+def test_as_the_same_file_on_disk(on_loopback, peers):
+    degrees = GeoBox.from_bbox((114.302, 30.49, 114.315, 30.50), resolution=2e-4)
+    coarse = square_geobox(*PLACE, 1920, 16)
+    for geobox in (degrees, coarse):
+        got, local = on_loopback.open("esri_annual_pc", geobox, 2021), open_raster(peers.folder / "lulc/2021.tif", geobox, nodata=0)
+        assert (got.values == local.values).mean() > 0.985, "two warps of one file may differ at borders of classes"
+    got, local = on_loopback.open("naip", coarse, 2019), open_raster(peers.folder / "lulc/naip.tif", coarse, "average", band=[3, 2, 1, 4])
+    assert list(got.band.values) == ["blue", "green", "red", "nir"] and np.abs(got.values.astype(int) - local.values).mean() < 0.5
+
+
+def test_one_signature_serves_a_container(on_loopback, peers, monkeypatch):
+    monkeypatch.setattr("planetary_computer.sas.TOKEN_CACHE", {})
+    peers.fail("/token/isasimulated/lulc", (503, {}))
+    assert len(PLANNERS["stac"](on_loopback.request("esri_annual_pc", peers.grid, 2021))) == 1
+    assert sum("/token/isasimulated/lulc" in a for a in peers.asked) == 2, "asked, refused, asked again, and kept"
+
+
+def test_years(on_loopback, peers):
+    plan = lambda year: PLANNERS["stac"](on_loopback.request("esri_annual_pc", peers.grid, year))  # noqa: E731
+    (now,), (before,) = plan(2021), plan(2020)
+    assert now.url.split("?")[0].endswith("lulc/2021.tif") and before.url.split("?")[0].endswith("lulc/lost.tif"), "2020 ends in the first second of 2021"
+    assert now.size == (peers.folder / "lulc/2021.tif").stat().st_size and before.size is None and now.windowed and now.licence == "CC-BY-4.0"
+    with pytest.raises(DataError, match=r"io-lulc-annual-v02 has nothing of 2018 here \(it has 2020, 2021\); ask for another area or year"):
+        plan(2018)
+    with pytest.raises(DataError, match="has nothing of 2021 here; ask"):
+        PLANNERS["stac"](on_loopback.request("esri_annual_pc", square_geobox(10, 50, 1000, 10), 2021))
+    with pytest.raises(RequestError, match="ask for an area or a GeoBox"):
+        on_loopback.open("esri_annual_pc")
+
+
+def test_more_items_than_a_page_holds(on_loopback, peers, tmp_path):
+    assert len(PLANNERS["stac"](entry(tmp_path, "many").request("mine", peers.grid))) == 120
+    assert searches(peers) >= 2
+
+
+def test_offline_with_what_was_asked_and_fetched_before(on_loopback, peers, tmp_path, monkeypatch):
+    catalog, window = entry(tmp_path, "kept"), peers.grid[:64, :64]
+    (one,) = PLANNERS["stac"](catalog.request("mine", window))
+    monkeypatch.setenv("ISA_OFFLINE", "1")
+    with pytest.raises(RequestError, match="2021~kept.tif.* is not in the cache, and ISA_OFFLINE forbids asking for it"):
+        catalog.open("mine", window)
+    monkeypatch.delenv("ISA_OFFLINE")
+    download(one)
+    monkeypatch.setenv("ISA_OFFLINE", "1")
+    peers.forget()
+    assert (catalog.open("mine", window).values == peers.classes[:64, :64]).all() and not peers.asked
+    with pytest.raises(RequestError, match="ISA_OFFLINE forbids"):
+        catalog.open("mine", peers.grid[64:128, :64])
+
+
+def test_what_is_temporary_is_repeated(on_loopback, peers, tmp_path):
+    peers.fail("/search", (429, {"retry-after": "1"}), (503, {}), (502, {}))
+    peers.fail("2021~flaky.tif", (503, {}), (429, {"retry-after": "1"}))
+    got = entry(tmp_path, "flaky").open("mine", peers.grid[:64, :64])
+    assert (got.values == peers.classes[:64, :64]).all() and searches(peers) >= 4
+
+
+def test_what_stays_wrong_is_one_line(on_loopback, peers, tmp_path, monkeypatch):
+    def line(of, match, **how):
+        with pytest.raises(DataError, match=match) as e:
+            of.open("mine" if of is not on_loopback else "esri_annual_pc", **how)
+        assert "\n" not in str(e.value) and len(str(e.value)) < 500 and SIGNATURE not in str(e.value)
+
+    line(entry(tmp_path, "gone"), r"^mine: .*lulc/gone.tif cannot be read \(.*404.*\): try again later; if it stays, tell its provider", area=peers.grid)
+    peers.fail("/search", *[(503, {})] * 9)
+    line(entry(tmp_path, "many"), f"^mine: the STAC API {PC} gives no answer that can be used .*: check the network, or try again later", area=peers.grid)
+    peers.forget()
+    peers.fail("/search", (429, {"retry-after": "100000"}))
+    line(entry(tmp_path, "busy"), "asks to come back in .* s: it is busy", area=peers.grid)
+    peers.forget()
+    peers.fail("/", (200, {"content-type": "text/html"}))
+    _client.cache_clear()
+    line(entry(tmp_path, "busy"), "gives no answer that can be used", area=peers.grid)
+    monkeypatch.setenv("ISA_ENDPOINTS", json.dumps({PC: "http://127.0.0.1:9"}))
+    _client.cache_clear()
+    line(entry(tmp_path, "busy"), "gives no answer that can be used", area=peers.grid)
+
+
+def test_an_item_without_crs(on_loopback, peers):
+    assert (on_loopback.open("esri_annual_pc", peers.blank[10:200, 5:100], 2021).values == peers.classes[10:200, 5:100]).all()
+    with pytest.raises(DataError, match="^esri_annual_pc: neither the STAC item nor the file none-at-all_data.tif says a CRS: it cannot be used"):
+        on_loopback.open("esri_annual_pc", square_geobox(40.3, 30.5, 500, 10), 2021)
+
+
+def test_at_the_antimeridian(on_loopback, peers):
+    asked = square_geobox(180, -16.51, 1800, 10, "EPSG:32760")
+    got = on_loopback.open("esri_annual_pc", asked, 2021)
+    assert searches(peers) == 2
+    lon, lat = Transformer.from_crs("EPSG:32760", "EPSG:4326", always_xy=True).transform(*np.meshgrid(got.x, got.y))
+    east = lon < 0
+    cols, rows = np.floor((np.where(east, lon + 180, lon - 179.98)) / 1e-4).astype(int), np.floor((-16.5 - lat) / 1e-4).astype(int)
+    inside = (cols >= 0) & (cols < 200) & (rows >= 0) & (rows < 200)
+    cols, rows = cols.clip(0, 199), rows.clip(0, 199)
+    part = peers.classes[:200, :200]
+    want = np.where(inside, np.where(east, part[:, ::-1][rows, cols], part[rows, cols]), 0)
+    assert (east & inside).mean() > 0.2 and (~east & inside).mean() > 0.2, "both sides are in the picture"
+    assert (got.values == want).mean() > 0.97, "up to pixels at borders"
+
+
+def test_at_the_pole(on_loopback, peers):
+    assert (on_loopback.open("esri_annual_pc", peers.pole[28:228, 28:228], 2021).values == peers.classes[28:228, 28:228]).all()
+
+
+# ---- composites ----
+
+def test_a_composite_sees_through_clouds(on_loopback, peers):
+    made = sentinel2(peers.grid, 2021, catalog=on_loopback)
+    assert made.image.attrs["scenes"] == 7 and not any("/files/s2/7" in a for a in peers.asked), "the scene with 90 % clouds is not read"
+    assert made.image.chunks and not any(a.startswith("GET /files/s2/3") for a in peers.asked), "nothing is read before it is needed"
+    done = made.compute()
+    seen = done.observations.values > 0
+    assert seen[:, 6:].mean() > 0.99 and not seen[:, :6].any() and done.observations.values.max() == 7
+    off = np.abs(done.image.values.astype(int) - peers.image)[:, seen]
+    assert off.mean() < 12 and np.percentile(off, 99.9) < 60, "noise of 15 at most; a cloud or an offset would leave hundreds"
+    assert done.image.dtype == np.uint16 and done.image.rio.nodata == 0 and (done.image.values[:, ~seen] == 0).all()
+    nearest = sentinel2(peers.grid, 2021, method="medoid", catalog=on_loopback).image.compute()
+    assert np.percentile(np.abs(nearest.values.astype(int) - peers.image)[:, seen], 99.9) < 90
+    few = sentinel2(peers.grid, 2021, scenes=3, season=(7, 7), catalog=on_loopback)
+    assert few.image.attrs["days"] == 3 and few.image.attrs["season"] == "2021-07-01 to 2021-07-07"
+
+
+def test_without_mask_or_harmonisation_it_would_not(on_loopback, peers, monkeypatch):
+    blind = sentinel2(peers.grid, 2021, clear=(4, 9), scenes=1, catalog=on_loopback).image.compute().values
+    assert (blind[0] > 7000).any(), "a cloud"
+    request = on_loopback.request("sentinel2_l2a", peers.grid, 2021)
+    offset, already = [[i for i in scenes_of(request) if i.id.endswith(k)] for k in "56"]
+    differs = lambda scene: np.median((lambda v: v[v > 0] - peers.image[v > 0].astype(int))(compose(request, scene).image.compute().values))  # noqa: E731
+    assert abs(differs(offset)) < 5 and abs(differs(already)) < 5, "the offset is taken off, once"
+    monkeypatch.setattr("isa_nb.composite.OFFSET", 0)
+    assert abs(differs(offset) - 1000) < 5 and abs(differs(already)) < 5
+
+
+def test_a_composite_on_another_grid_is_resampled_once(on_loopback, peers):
+    coarse = square_geobox(*PLACE, 1920, 16)
+    got = on_loopback.open("sentinel2_l2a", coarse, 2021)
+    local = sensors.image("s2", coarse, 2021, world=world.for_geobox(peers.grid, 0))
+    assert got.dtype == local.dtype == np.uint16 and list(got.band.values) == list(local.band.values) and got.shape == local.shape
+    assert np.abs(got.values.astype(int) - local.values).mean() < 40 and got.attrs["licence"] == "copernicus"
+
+
+def test_what_a_composite_refuses(on_loopback, peers):
+    with pytest.raises(RequestError, match="sentinel2_l2a is composed from the scenes of a season: say of which year"):
+        on_loopback.open("sentinel2_l2a", peers.grid)
+    with pytest.raises(DataError, match="sentinel-2-l2a has no scene with at most 60 % clouds of April to October 2019 here"):
+        on_loopback.open("sentinel2_l2a", peers.grid, 2019)
+    with pytest.raises(RequestError, match="unknown method 'mean'"):
+        sentinel2(peers.grid, 2021, method="mean", catalog=on_loopback)
+
+
+# ---- the real services: pytest -m live ----
+
+@pytest.mark.live
+@pytest.mark.parametrize("name,year", [("esri_annual_pc", 2021), ("sentinel2_l2a", 2021), ("sentinel2_l2a_pc", 2023), ("esri_2020", 2020)])
+def test_live(name, year, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISA_CACHE", str(tmp_path))
+    got = Catalog.load().open(name, square_geobox(*PLACE, 5000, 10), year)
+    assert (got.values != 0).mean() > 0.95
+
+
+@pytest.mark.live
+def test_live_naip(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISA_CACHE", str(tmp_path))
+    plan = PLANNERS["stac"](Catalog.load().request("naip", square_geobox(-76.5, 39.0, 1000, 1), 2021))
+    assert plan and all(a.windowed for a in plan)
