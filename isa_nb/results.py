@@ -31,7 +31,7 @@ from .step import load_table
 
 # %% ../nbs/reference/73_results.ipynb #71870992
 LAYOUT = 1  # version of the results folder
-_NO_PART = {"batch", "cli", "house", "plan", "report", "results", "_modidx"}  # rooms on which no result depends
+_NO_PART = {"asked", "batch", "cli", "credits", "cut", "fetch_plan", "fetched", "house", "plan", "report", "results", "_modidx"}  # rooms on which no result depends
 
 
 def digest(value: Any,  # anything that JSON can hold
