@@ -21,7 +21,7 @@ from odc.geo.geobox import GeoBox
 from matplotlib.axes import Axes
 from rasterio.features import rasterize
 
-from .accuracy import _columns, _line, _pixels, _z, estimate, paired_difference, ratio
+from .accuracy import estimate, need_columns, paired_difference, ratio, ratio_line, stratum_pixels, z_value
 from .core import LAND_COVER, LAND_COVER_COLOURS, LAND_COVER_IGNORE, NODATA, DataError, RequestError, geobox_of, raster, unknown
 from .design import Raster, allocate, draw, values_at
 from .samples import LEGENDS
@@ -138,8 +138,8 @@ def kappa(points: pd.DataFrame,  # one row per point
           level: float = 0.95,  # of the interval
           ) -> dict[str, float]:  # estimate, se, lo, hi, points; NaN where undefined
     "Cohen's kappa from stratified points, with its standard error."
-    _columns(points, [mapped, reference, stratum])
-    pixels, s = _pixels(points, stratum, pixels), points[stratum]
+    need_columns(points, [mapped, reference, stratum])
+    pixels, s = stratum_pixels(points, stratum, pixels), points[stratum]
     m, r = (pd.Index(sorted(classes)).get_indexer(points[c]) for c in (mapped, reference))
     known, weight = (m >= 0) & (r >= 0), (s.map(pixels) / s.map(s.value_counts())).to_numpy(float)
     total = (weight * known).sum()
@@ -152,9 +152,9 @@ def kappa(points: pd.DataFrame,  # one row per point
     influence = (m == r) / (1 - chance) - (1 - right) / (1 - chance) ** 2 * (q[m] + p[r])
     se = ratio(np.where(known, influence, 0), known, s, pixels)[1]
     value = (right - chance) / (1 - chance)
-    lo, hi = max(-1.0, value - _z(level) * se), min(1.0, value + _z(level) * se)
+    lo, hi = max(-1.0, value - z_value(level) * se), min(1.0, value + z_value(level) * se)
     if (m == r)[known].all():
-        se, (lo, hi) = 0.0, ((v - chance) / (1 - chance) for v in itemgetter("lo", "hi")(_line((m == r) & known, known, s, pixels, True, level)))
+        se, (lo, hi) = 0.0, ((v - chance) / (1 - chance) for v in itemgetter("lo", "hi")(ratio_line((m == r) & known, known, s, pixels, True, level)))
     return {"estimate": value, "se": se, "lo": lo, "hi": hi, "points": int(known.sum())}
 
 # %% ../nbs/reference/53_validation.ipynb #55b3b020
@@ -163,8 +163,8 @@ MEASURES = ("overall", "kappa", "users", "producers", "f1", "iou", "share", "map
 
 def _by_region(points: pd.DataFrame, pixels: Mapping[Any, float] | None) -> dict[str, tuple[pd.DataFrame, Mapping[Any, float]]]:
     "Points and stratum sizes of the whole area and of each region."
-    _columns(points, ["region", "stratum"])
-    pixels = _pixels(points, "stratum", pixels)
+    need_columns(points, ["region", "stratum"])
+    pixels = stratum_pixels(points, "stratum", pixels)
     home = points.groupby("stratum").region
     if (home.nunique() > 1).any():
         s = home.nunique().idxmax()
@@ -205,12 +205,12 @@ def confusion_shares(points: pd.DataFrame,  # as for `accuracy_table`
     "Of each class, the share that is taken for each other."
     if given not in ("reference", "map"):
         raise unknown("side", given, ("reference", "map"))
-    _columns(points, [mapped, reference])
+    need_columns(points, [mapped, reference])
     rows, both = [], {"reference": (reference, mapped), "map": (mapped, reference)}[given]
     for region, (p, big) in list(_by_region(points, pixels).items())[:None if regions else 1]:
         one, other = (p[c].where(p[c].isin(list(classes)), -1).to_numpy() for c in both)
         for c in (c for c in classes if (one == c).any()):
-            rows += [{"region": region, "class": classes[c], "other": classes.get(o, "not mapped"), **_line((one == c) & (other == o), one == c, p.stratum, big, True, level)}
+            rows += [{"region": region, "class": classes[c], "other": classes.get(o, "not mapped"), **ratio_line((one == c) & (other == o), one == c, p.stratum, big, True, level)}
                      for o in np.unique(other[one == c]).tolist()]
     return pd.DataFrame(rows, columns=["region", "class", "other", "estimate", "se", "lo", "hi", "points"])
 
@@ -252,7 +252,7 @@ def _asked(m: np.ndarray, r: np.ndarray, has: Collection[int]) -> dict[str, tupl
 def _gap(value: float, se: float, level: float, same: bool) -> dict[str, float]:
     "A difference with its bounds; NaN for a product and itself."
     value, se = (np.nan, np.nan) if same else (value, se)
-    return {"difference": value, "difference_se": se, "difference_lo": value - _z(level) * se, "difference_hi": value + _z(level) * se}
+    return {"difference": value, "difference_se": se, "difference_lo": value - z_value(level) * se, "difference_hi": value + z_value(level) * se}
 
 
 def _f1(points: pd.DataFrame, name: str, base: str, reference: str, pixels: Mapping[Any, float], level: float) -> dict[str, float]:
@@ -260,7 +260,7 @@ def _f1(points: pd.DataFrame, name: str, base: str, reference: str, pixels: Mapp
     isa = pd.DataFrame({k: points[k].isin(LEGENDS["land_cover"]["impervious"]).astype(int) for k in {name, base, reference}}).assign(stratum=points.stratum)
     d = paired_difference(isa.rename(columns={reference: "reference"}), base, name, "f1", 1, pixels)
     m, r = isa[name], isa[reference]
-    return _line(2.0 * (m & r), 1.0 * m + r, points.stratum, pixels, True, level) | _gap(d["estimate"], d["se"], level, name == base)
+    return ratio_line(2.0 * (m & r), 1.0 * m + r, points.stratum, pixels, True, level) | _gap(d["estimate"], d["se"], level, name == base)
 
 
 def compare(points: pd.DataFrame,  # stratum, pixels, and the classes of reference and of each product
@@ -273,8 +273,8 @@ def compare(points: pd.DataFrame,  # stratum, pixels, and the classes of referen
     "Products side by side on the same points, with paired differences."
     if base not in products:
         raise unknown("product", base, products)
-    _columns(points, [*products, reference, "stratum"])
-    pixels, s, r = _pixels(points, "stratum", pixels), points.stratum, points[reference].to_numpy()
+    need_columns(points, [*products, reference, "stratum"])
+    pixels, s, r = stratum_pixels(points, "stratum", pixels), points.stratum, points[reference].to_numpy()
     strange = sorted(set(r.tolist()) - set(LAND_COVER))
     if strange:
         raise DataError(f"reference class {strange[0]!r} is not among the classes {', '.join(map(str, LAND_COVER))}")
@@ -286,7 +286,7 @@ def compare(points: pd.DataFrame,  # stratum, pixels, and the classes of referen
         for question, (right, counts) in asked[name].items():
             other, both = asked[base][question][0], counts & asked[base][question][1]
             gap = ratio(np.where(both, 1.0 * other - right, 0), both, s, pixels)
-            rows.append({"product": name, "question": question} | _line(right & counts, counts, s, pixels, True, level) | more | _gap(*gap, level, name == base))
+            rows.append({"product": name, "question": question} | ratio_line(right & counts, counts, s, pixels, True, level) | more | _gap(*gap, level, name == base))
         rows.append({"product": name, "question": "impervious_f1"} | _f1(points, name, base, reference, pixels, level) | more)
     return pd.DataFrame(rows).drop(columns="se").assign(simulated=bool(points.get("simulated", pd.Series([False])).any()))
 
