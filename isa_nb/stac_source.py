@@ -238,7 +238,8 @@ def place(asset: Asset,  # of `asset_of`
     "Where an asset is read: in the cache, or where it lies."
     if (here := cached(asset)) is not None:
         return str(here)
-    need_network(asset.url)
+    if "://" in asset.url:
+        need_network(asset.url)
     return endpoint(asset.url)
 
 
