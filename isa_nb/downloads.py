@@ -6,7 +6,7 @@
 __all__ = ['TEMPORARY', 'ATTEMPTS', 'LONGEST_WAIT', 'LONGEST_LOCK', 'LARGEST_ANSWER', 'endpoint', 'offline', 'need_network',
            'session', 'said_clearly', 'check_status', 'cache_dir', 'stat', 'ask', 'fetch']
 
-# %% ../nbs/reference/11e_downloads.ipynb #7a8cff63
+# %% ../nbs/reference/11e_downloads.ipynb #5e88c9cc
 import contextlib
 import hashlib
 import json
@@ -27,7 +27,7 @@ from urllib3.util.retry import Retry
 
 from .core import DataError, RequestError, write_json
 
-# %% ../nbs/reference/11e_downloads.ipynb #c8f940fc
+# %% ../nbs/reference/11e_downloads.ipynb #0d9a6afe
 @lru_cache(maxsize=8)
 def _endpoints(text: str, stamp: int) -> dict[str, str]:
     try:
@@ -38,7 +38,7 @@ def _endpoints(text: str, stamp: int) -> dict[str, str]:
         raise RequestError("ISA_ENDPOINTS must map addresses to addresses, for instance {\"https://zenodo.org\": \"http://127.0.0.1:8000\"}")
     return dict(sorted(found.items(), key=lambda kv: -len(kv[0])))
 
-# %% ../nbs/reference/11e_downloads.ipynb #390bc080
+# %% ../nbs/reference/11e_downloads.ipynb #7fe4f9db
 def endpoint(url: str,  # an address of the catalogue, or of an answer
              ) -> str:  # the address that is used
     "An address with its beginning replaced, where ISA_ENDPOINTS says so."
@@ -63,13 +63,13 @@ def need_network(url: str,  # what would be asked for
     if offline():
         raise RequestError(f"{url} is not in the cache, and ISA_OFFLINE forbids asking for it: unset it, or fetch the area before you go offline")
 
-# %% ../nbs/reference/11e_downloads.ipynb #4c70cd7a
+# %% ../nbs/reference/11e_downloads.ipynb #99a40fa9
 TEMPORARY = (429, 500, 502, 503, 504)
 ATTEMPTS = 5
 LONGEST_WAIT = 120  # seconds that a server may ask us to wait
 LONGEST_LOCK = 3600  # seconds to wait for another run that fetches the same file
 
-# %% ../nbs/reference/11e_downloads.ipynb #8faeb860
+# %% ../nbs/reference/11e_downloads.ipynb #37acccf7
 class _Patience(Retry):
     "Waits as a server asks, within reason."
 
@@ -90,7 +90,7 @@ def session() -> requests.Session:
     s.headers["User-Agent"] = f"isa_nb/{metadata.version('isa_nb')} (https://isa-nb.github.io/isa_nb)"
     return s
 
-# %% ../nbs/reference/11e_downloads.ipynb #353d68cc
+# %% ../nbs/reference/11e_downloads.ipynb #2d9baf25
 def _seconds() -> tuple[float, float]:
     "Seconds to wait for a connection, and for the next byte."
     wait = float(os.environ.get("ISA_TIMEOUT", "30"))
@@ -105,7 +105,7 @@ def said_clearly(url: str,  # what was asked for
         yield
     except requests.TooManyRedirects as e:
         raise DataError(f"{url} leads in a circle of redirects: its address has changed; correct it in the catalogue") from e
-    except (requests.Timeout, requests.ConnectionError) as e:
+    except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as e:
         what = "does not answer in time" if "timed out" in str(e).lower() else "cannot be reached"
         raise DataError(f"{url} {what}: check the network and try again; what is already here is kept") from e
     except requests.RequestException as e:
@@ -125,7 +125,7 @@ def check_status(r: requests.Response,  # an answer
     if r.status_code >= 400:
         raise DataError(f"{url}: the server answers {r.status_code} {r.reason}, again and again: try later")
 
-# %% ../nbs/reference/11e_downloads.ipynb #03f8ebb5
+# %% ../nbs/reference/11e_downloads.ipynb #9e4ba315
 def cache_dir() -> Path:  # ISA_CACHE, or the system's folder for caches
     "Where downloads and answers are kept, for all runs."
     return Path(os.environ.get("ISA_CACHE") or pooch.os_cache("isa_nb"))
@@ -142,7 +142,7 @@ def _remembered(url: str, ask: Callable[[], Any]) -> Any:
     write_json(note, {"url": url, "answer": answer})
     return answer
 
-# %% ../nbs/reference/11e_downloads.ipynb #5f43732f
+# %% ../nbs/reference/11e_downloads.ipynb #d77306fa
 def stat(url: str,  # an address, as in the catalogue
          ) -> int | None:  # bytes; -1: there is no such file; None: the server does not say
     "The size of a remote file."
@@ -157,10 +157,10 @@ def stat(url: str,  # an address, as in the catalogue
         return int(r.headers["Content-Length"]) if r.headers.get("Content-Length", "").isdigit() else None
     return _remembered(f"HEAD {url}", ask)
 
-# %% ../nbs/reference/11e_downloads.ipynb #e505dab2
+# %% ../nbs/reference/11e_downloads.ipynb #ac056461
 LARGEST_ANSWER = 64 * 2**20  # bytes
 
-# %% ../nbs/reference/11e_downloads.ipynb #c85d5cce
+# %% ../nbs/reference/11e_downloads.ipynb #c4c45096
 def ask(url: str,  # an address, as in the catalogue
         kind: str = "json",  # "json" or "text"
         ) -> Any:  # the answer
@@ -179,7 +179,7 @@ def ask(url: str,  # an address, as in the catalogue
             raise DataError(f"{url} answers with something that is not {'JSON' if kind == 'json' else 'text'}: the service has changed, or a login page stands before it") from e
     return _remembered(url, get)
 
-# %% ../nbs/reference/11e_downloads.ipynb #081bcdb9
+# %% ../nbs/reference/11e_downloads.ipynb #3c6275fb
 def fetch(url: str,  # an address, as in the catalogue
           path: Path,  # the file to be made
           size: int | None = None,  # bytes that it must have
@@ -187,10 +187,10 @@ def fetch(url: str,  # an address, as in the catalogue
           progress: Callable[[int, int | None], None] | None = None,  # told bytes done and bytes in all
           ) -> Path:  # the path
     "Download one file: resumed, checked, whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=LONGEST_LOCK):
-            if not path.exists():
+            if not path.exists() or size not in (None, path.stat().st_size):  # another size: an older version
                 need_network(url)
                 _fetch(url, path, path.with_name(path.name + ".part"), size, checksum, progress or (lambda *_: None))
     except Timeout as e:
@@ -213,7 +213,7 @@ def _fetch(url: str, path: Path, part: Path, size: int | None, checksum: str | N
         if not again or "hash" not in fault:
             raise DataError(fault)
 
-# %% ../nbs/reference/11e_downloads.ipynb #152fe513
+# %% ../nbs/reference/11e_downloads.ipynb #b6cefc60
 def _tag(part: Path) -> Path:
     "The note beside a partial file: which version of which address it is part of."
     return part.with_name(part.name + ".tag")
@@ -234,11 +234,14 @@ def _pieces(url: str, part: Path, size: int | None, progress: Callable) -> None:
                 fault = requests.ConnectionError("the connection ended early")
             barren = 0 if part.exists() and part.stat().st_size > before else barren + 1
             if barren >= 3:
+                if not before:
+                    part.unlink(missing_ok=True)
+                    _tag(part).unlink(missing_ok=True)
                 with said_clearly(url):
                     raise fault
             time.sleep(0.1 * 4**barren)
 
-# %% ../nbs/reference/11e_downloads.ipynb #130a4bc8
+# %% ../nbs/reference/11e_downloads.ipynb #75a412b8
 def _piece(s: requests.Session, url: str, part: Path, size: int | None, progress: Callable) -> bool:
     "One request for what is missing; whether the file is complete now."
     have = part.stat().st_size if part.exists() else 0
@@ -270,7 +273,7 @@ def _piece(s: requests.Session, url: str, part: Path, size: int | None, progress
                 progress(have, total)
     return total is None or have >= total
 
-# %% ../nbs/reference/11e_downloads.ipynb #3cdd372d
+# %% ../nbs/reference/11e_downloads.ipynb #fa5f35ae
 def _is_page(head: bytes) -> bool:
     return head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html"))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVEL', 'EDGE', 'quadkey', 'quadkeys', 'plan_buildings', 'open_buildings']
 
-# %% ../nbs/reference/11l_footprints.ipynb #8e592b2f
+# %% ../nbs/reference/11l_footprints.ipynb #5d4e55c5
 import csv
 import math
 
@@ -17,11 +17,11 @@ from .core import DataError, RequestError
 from .drivers import osm_table
 from .remote import Asset, Request, ask, asset, boxes, download, stat
 
-# %% ../nbs/reference/11l_footprints.ipynb #3a040602
+# %% ../nbs/reference/11l_footprints.ipynb #7d617704
 LEVEL = 9
 EDGE = 85.05112878  # latitude at which the map of Web Mercator ends
 
-# %% ../nbs/reference/11l_footprints.ipynb #6a9fd1c3
+# %% ../nbs/reference/11l_footprints.ipynb #f7bfa56f
 def quadkey(x: int,  # column of the square, from the west
             y: int,  # row of the square, from the north
             level: int = LEVEL,  # of the map
@@ -42,7 +42,7 @@ def quadkeys(places: list[tuple[float, float, float, float]],  # bounding boxes 
         found |= {quadkey(x, y, level) for x in xs for y in ys}
     return sorted(found)
 
-# %% ../nbs/reference/11l_footprints.ipynb #5404eb0d
+# %% ../nbs/reference/11l_footprints.ipynb #05b90773
 def plan_buildings(request: Request,  # options: url of the table of links
                    ) -> list[Asset]:  # one for each square and country
     "The files of outlines that a request needs."
@@ -55,9 +55,9 @@ def plan_buildings(request: Request,  # options: url of the table of links
     here = [r for r in rows if r["QuadKey"].zfill(LEVEL) in wanted]
     return [asset(request, r["Url"], f"{r['Location']}_{r['QuadKey'].zfill(LEVEL)}.geojsonl.gz", size=stat(r["Url"])) for r in here]
 
-# %% ../nbs/reference/11l_footprints.ipynb #4695209b
+# %% ../nbs/reference/11l_footprints.ipynb #95aff624
 def open_buildings(request: Request,  # of the driver
-                   ) -> gpd.GeoDataFrame:  # as `drivers.osm_table` gives: layer "buildings", fclass "building"
+                   ) -> gpd.GeoDataFrame:  # as `drivers.osm_table` gives: layer "buildings_a", fclass "building"
     "Building outlines on a grid."
     assets = plan_buildings(request)
     whole = tuple(f(b[i] for b in boxes(request.geobox)) for i, f in enumerate((min, min, max, max)))
@@ -69,5 +69,5 @@ def open_buildings(request: Request,  # of the driver
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError) as e:
             raise DataError(f"{path} cannot be read as lines of GeoJSON: delete it and fetch it again") from e
         parts.append(found.assign(fclass="building", code=1500, osm_id=None))
-    layers = {"buildings": gpd.GeoDataFrame(pd.concat(parts, ignore_index=True), crs="EPSG:4326")} if parts else {}
+    layers = {"buildings_a": gpd.GeoDataFrame(pd.concat(parts, ignore_index=True), crs="EPSG:4326")} if parts else {}
     return osm_table(layers, request.geobox, [] if parts else [f"{request.name} has no file for the asked area"])

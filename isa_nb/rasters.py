@@ -165,14 +165,23 @@ def _near(v: float) -> float:
 
 # %% ../nbs/reference/11b_rasters.ipynb #20bb349e
 def _groups(tiles: list[_Tile]) -> list[list[_Tile]]:
-    "Tiles that can share one virtual raster: same CRS, pixel size and nodata, north up."
+    "Tiles that can share one virtual raster: same CRS, pixel size and nodata, north up, and on one side of the antimeridian."
     groups: dict[tuple, list[_Tile]] = {}
+    seam = _seam(tiles)
     for t in tiles:
         a = t.transform
         straight = a.b == a.d == 0 and a.e < 0 < a.a
-        key = (t.crs.to_wkt(), f"{a.a:.8e}", f"{a.e:.8e}", t.nodata) if straight else (str(t.path),)
+        key = (t.crs.to_wkt(), f"{a.a:.8e}", f"{a.e:.8e}", t.nodata, t.bounds[0] >= seam) if straight else (str(t.path),)
         groups.setdefault(key, []).append(t)
     return list(groups.values())
+
+
+def _seam(tiles: list[_Tile]) -> float:
+    "The longitude at which tiles of both ends of the world part, for a mosaic across the antimeridian; elsewhere -inf."
+    if not tiles[0].crs.is_geographic:
+        return -np.inf
+    edges = sorted({t.bounds[0] for t in tiles})
+    return next((b for a, b in zip(edges, edges[1:], strict=False) if b - max(t.bounds[2] for t in tiles if t.bounds[0] <= a) > 180), -np.inf)
 
 
 def _check_alike(tiles: list[_Tile]) -> None:

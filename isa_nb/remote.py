@@ -6,7 +6,7 @@
 __all__ = ['GDAL', 'PLANNERS', 'Asset', 'asset', 'cached', 'download', 'boxes', 'place_of', 'open_assets', 'Request', 'ask',
            'cache_dir', 'endpoint', 'need_network', 'offline', 'session', 'stat', 'unpack']
 
-# %% ../nbs/reference/11d_remote.ipynb #1f41011f
+# %% ../nbs/reference/11d_remote.ipynb #cf5cdbd2
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from .downloads import ask, cache_dir, endpoint, fetch, need_network, offline, s
 
 _all_ = ["Request", "ask", "cache_dir", "endpoint", "need_network", "offline", "session", "stat", "unpack"]
 
-# %% ../nbs/reference/11d_remote.ipynb #9e9132ff
+# %% ../nbs/reference/11d_remote.ipynb #03c82c6a
 @dataclass(frozen=True)
 class Asset:
     "A remote file."
@@ -53,7 +53,7 @@ def asset(request: Request,  # of a driver
     name = file or url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     return Asset(url, request.name, f"{request.name}/{name}", year=request.year, licence=request.licence, citation=request.citation, **known)
 
-# %% ../nbs/reference/11d_remote.ipynb #62b4c938
+# %% ../nbs/reference/11d_remote.ipynb #9437ddef
 def cached(asset: Asset,  # a remote file
            ) -> Path | None:  # its place, whole and checked; None: it is not here
     "Where an asset lies in the cache."
@@ -67,11 +67,9 @@ def download(asset: Asset,  # a remote file
     "Fetch an asset into the cache, unless it is there: resumed after a cut, checked, whole or not at all."
     if (here := cached(asset)) is not None:
         return here
-    path = cache_dir() / asset.file
-    path.unlink(missing_ok=True)  # of another size: an older version
-    return fetch(asset.url, path, asset.size, asset.checksum, progress)
+    return fetch(asset.url, cache_dir() / asset.file, asset.size, asset.checksum, progress)
 
-# %% ../nbs/reference/11d_remote.ipynb #1ec233d2
+# %% ../nbs/reference/11d_remote.ipynb #c61a3aac
 def boxes(geobox: GeoBox,  # a grid in any CRS
           ) -> list[tuple[float, float, float, float]]:  # west, south, east, north in degrees; two at the antimeridian
     "The bounding boxes of a grid in degrees."
@@ -89,12 +87,12 @@ def boxes(geobox: GeoBox,  # a grid in any CRS
     west, east = float(west - turn), float(east - turn)
     return [(west, south, east, north)] if east <= 180 else [(west, south, 180.0, north), (-180.0, south, east - 360, north)]
 
-# %% ../nbs/reference/11d_remote.ipynb #49a1f0a8
+# %% ../nbs/reference/11d_remote.ipynb #c591bf75
 GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_HTTP_MULTIPLEX": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
         "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5", "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_LOW_SPEED_TIME": "30", "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
         "VSI_CACHE": "TRUE"}
 
-# %% ../nbs/reference/11d_remote.ipynb #27dd8268
+# %% ../nbs/reference/11d_remote.ipynb #f577e72d
 def place_of(asset: Asset,  # a remote file
              ) -> list[Address | Path]:  # what GDAL opens
     "Where an asset is read: in the cache, in its archive's folder, or by windows where it lies."
@@ -128,7 +126,7 @@ def _no_text(paths: list[Address | Path]) -> None:
                 if f.read(64).lstrip().startswith(b"<"):
                     raise DataError(f"{p} is text where an image was due: it is not opened; delete it and look at its address in a browser")
 
-# %% ../nbs/reference/11d_remote.ipynb #c83ed278
+# %% ../nbs/reference/11d_remote.ipynb #4c596d3f
 def _plan(driver: str, request: Request) -> list[Asset]:
     return getattr(import_module(f"isa_nb.{REMOTE[driver]}"), f"plan_{driver}")(request)
 

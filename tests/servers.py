@@ -1,0 +1,211 @@
+"""Servers on the loopback, started by the tests: two that are not ours and serve files by ranges, and one of ours that answers as it is told."""
+import contextlib
+import email.utils
+import hashlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.io import MemoryFile
+from rasterio.transform import from_bounds
+
+
+# ---- one that answers as it is told
+
+class Answer:
+    "A status with headers and a body; `cut` bytes of it are sent before the connection ends, `stall` bytes before it falls silent."
+
+    def __init__(self, body: bytes = b"", status: int = 200, cut: int | None = None, stall: int | None = None, **headers: str):
+        self.body, self.status, self.cut, self.stall = body, status, cut, stall
+        self.headers = {k.replace("_", "-"): v for k, v in headers.items()}
+
+
+class Scripted:
+    "Serves `files` (path -> bytes) by ranges with an ETag; `script` (path -> list of Answers) comes first, answer by answer."
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.script: dict[str, list[Answer]] = {}
+        self.asked: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers
+        self.over = threading.Event()
+        me = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                me.answer(self, body=True)
+
+            def do_HEAD(self) -> None:
+                me.answer(self, body=False)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def answer(self, h: BaseHTTPRequestHandler, body: bool) -> None:
+        path = h.path.split("?")[0]
+        self.asked.append((h.command, path, {k.lower(): v for k, v in h.headers.items()}))
+        told = self.script.get(path, [])
+        a = told.pop(0) if told else self.stored(path, h.headers)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            h.send_response(a.status)
+            for k, v in {"Content-Length": str(len(a.body)), "Content-Type": "application/octet-stream", "Connection": "close", **a.headers}.items():
+                h.send_header(k, v)
+            h.end_headers()
+            h.close_connection = True
+            if not body:
+                return
+            stop = min(v for v in (a.cut, a.stall, len(a.body)) if v is not None)
+            h.wfile.write(a.body[:stop])
+            h.wfile.flush()
+            if a.stall is not None:
+                self.over.wait(30)
+
+    def stored(self, path: str, headers: Any) -> Answer:
+        if path not in self.files:
+            return Answer(b"not here", 404)
+        data = self.files[path]
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        wanted = headers.get("Range", "")
+        if wanted and headers.get("If-Range", tag) == tag:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            if int(first) >= len(data):
+                return Answer(b"", 416, Content_Range=f"bytes */{len(data)}")
+            part = data[int(first):int(last) + 1 if last else None]
+            return Answer(part, 206, ETag=tag, Accept_Ranges="bytes", Content_Range=f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        return Answer(data, ETag=tag, Accept_Ranges="bytes")
+
+    def gets(self, path: str) -> list[dict[str, str]]:
+        return [headers for method, p, headers in self.asked if (method, p) == ("GET", path)]
+
+    def close(self) -> None:
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+# ---- two that are not ours
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(port: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+class Peer:
+    "A running server of a folder: its address, and the bytes that it has sent since the last look."
+
+    def __init__(self, url: str, counter: Any):
+        self.url, self.sent = url, counter
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, work: Path) -> Iterator[Peer]:
+    port, log = free_port(), work / "access.log"
+    user = "user root;" if os.geteuid() == 0 else ""  # or its workers could not read the folder
+    (work / "nginx.conf").write_text(f"""
+        {user} daemon off; pid {work}/pid; error_log {work}/error.log; worker_processes 1;
+        events {{ worker_connections 64; }}
+        http {{
+            log_format sent '$bytes_sent $request_method $uri'; access_log {log} sent;
+            client_body_temp_path {work}/b; proxy_temp_path {work}/p; fastcgi_temp_path {work}/f; uwsgi_temp_path {work}/u; scgi_temp_path {work}/s;
+            server {{ listen 127.0.0.1:{port}; root {folder}; }}
+        }}""")
+    process = subprocess.Popen([shutil.which("nginx"), "-p", str(work), "-c", str(work / "nginx.conf")], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+
+        def sent() -> int:
+            time.sleep(0.2)
+            lines = log.read_text().splitlines() if log.exists() else []
+            log.write_text("")
+            return sum(int(line.split(" ")[0]) for line in lines)
+        yield Peer(f"http://127.0.0.1:{port}", sent)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextlib.contextmanager
+def starlette(folder: Path, work: Path) -> Iterator[Peer]:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+    from starlette.staticfiles import StaticFiles
+    files, count = Starlette(routes=[Mount("/", StaticFiles(directory=folder))]), Counter()
+
+    async def app(scope: dict, receive: Any, send: Any) -> None:
+        async def counted(message: dict) -> None:
+            count["sent"] += len(message.get("body", b""))
+            await send(message)
+        await files(scope, receive, counted)
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_for(port)
+        yield Peer(f"http://127.0.0.1:{port}", lambda: count.pop("sent", 0))
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+PEERS = {"starlette": starlette, "nginx": nginx}
+
+
+# ---- what lies on them
+
+def tiff(value: Any, bounds: tuple[float, float, float, float] = (113, 29, 117, 33), crs: str = "EPSG:4326", dtype: str = "uint8", nodata: float | None = None) -> bytes:
+    "A small GeoTIFF: one value, or one for each band."
+    values = np.stack([np.full((64, 64), v, dtype) for v in np.atleast_1d(value)])
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", width=64, height=64, count=len(values), dtype=dtype, crs=crs, nodata=nodata, transform=from_bounds(*bounds, 64, 64), compress="deflate") as d:
+            d.write(values)
+        return memory.read()
+
+
+def zipped(**members: bytes) -> bytes:
+    "A zip of files; __ in a name stands for /, and _DOT_ for a point."
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, data in members.items():
+            z.writestr(name.replace("_DOT_", ".").replace("__", "/"), data)
+    return out.getvalue()
+
+
+def cog(path: Path, values: np.ndarray, transform: Any, crs: str = "EPSG:32650") -> Path:
+    "A cloud-optimised GeoTIFF of classes."
+    with rasterio.open(path, "w", driver="COG", width=values.shape[1], height=values.shape[0], count=1, dtype=values.dtype, crs=crs, transform=transform, nodata=250,
+                       compress="deflate", level=1, blocksize=512, overview_resampling="nearest") as d:
+        d.write(values, 1)
+    return path
+
+
+def http_date(seconds: float) -> str:
+    "A moment from now, as HTTP writes it."
+    return email.utils.formatdate(time.time() + seconds, usegmt=True)

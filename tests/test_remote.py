@@ -1,0 +1,660 @@
+"Remote sources over real connections to this machine: every kind of access, every fault, and the same against the real services (pytest -m live)."
+import gzip
+import hashlib
+import json
+import shutil
+import struct
+import threading
+import time
+import zipfile
+from multiprocessing import get_context
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import requests
+from affine import Affine
+from servers import PEERS, Answer, Scripted, cog, http_date, tiff, zipped
+from shapely.geometry import LineString, box, mapping
+
+from isa_nb import remote
+from isa_nb.archives import unpack
+from isa_nb.catalog import Catalog
+from isa_nb.core import DataError, RequestError, square_geobox
+from isa_nb.drivers import Request, open_raster
+from isa_nb.remote import Asset, boxes, cached, download, endpoint
+
+CAT = Catalog.load()
+WUHAN = square_geobox(114.31, 30.6, 3000, 30)
+DELAWARE = square_geobox(-75.5, 39.2, 3000, 30)
+DATA = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def server():
+    s = Scripted()
+    yield s
+    s.close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch, request):
+    if "live" not in request.keywords:
+        monkeypatch.setenv("ISA_TIMEOUT", "0.5")
+    monkeypatch.setenv("ISA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ISA_OFFLINE", raising=False)
+    monkeypatch.delenv("ISA_ENDPOINTS", raising=False)
+    return tmp_path / "cache"
+
+
+def some(server, **known):
+    return Asset(f"{server.url}/a.bin", "some", "some/a.bin", **known)
+
+
+def md5(data):
+    return f"md5:{hashlib.md5(data).hexdigest()}"
+
+
+def line(e):
+    "The message, which must be one line."
+    text = str(e.value)
+    assert "\n" not in text and len(text) < 700
+    return text
+
+
+def clean(cache):
+    "Nothing but locks may be left of a download that failed."
+    return sorted(p.name for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock" and p.parent.name != "answers")
+
+
+# ---- addresses
+
+def test_endpoint_longest_beginning_wins(monkeypatch, tmp_path):
+    assert endpoint("https://zenodo.org/api/records/1") == "https://zenodo.org/api/records/1"
+    (tmp_path / "e.yaml").write_text("https://zenodo.org: http://a\nhttps://zenodo.org/api: http://b\n")
+    monkeypatch.setenv("ISA_ENDPOINTS", str(tmp_path / "e.yaml"))
+    assert [endpoint(f"https://zenodo.org/{p}") for p in ("api/x", "y")] == ["http://b/x", "http://a/y"]
+    monkeypatch.setenv("ISA_ENDPOINTS", '{"https://zenodo.org": "http://c"}')
+    assert endpoint("https://zenodo.org/y") == "http://c/y"
+
+
+@pytest.mark.parametrize("text", ["[1]", "a: [1]", "x: &a {b: c}\ny: *a", ": : :", "missing.yaml"])
+def test_bad_endpoints(monkeypatch, tmp_path, text):
+    (tmp_path / "e.yaml").write_text(text)
+    monkeypatch.setenv("ISA_ENDPOINTS", "missing.yaml" if text == "missing.yaml" else str(tmp_path / "e.yaml"))
+    with pytest.raises(RequestError, match="ISA_ENDPOINTS"):
+        endpoint("https://zenodo.org")
+
+
+def test_yaml_bomb(monkeypatch, tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)]
+    (tmp_path / "e.yaml").write_text("\n".join(lines))
+    monkeypatch.setenv("ISA_ENDPOINTS", str(tmp_path / "e.yaml"))
+    began = time.perf_counter()
+    with pytest.raises(RequestError, match="must map addresses to addresses") as e:
+        endpoint("https://zenodo.org")
+    assert time.perf_counter() - began < 1 and line(e)
+    with pytest.raises(RequestError, match="aliases .* are not read"):
+        Catalog.load(overlay=tmp_path / "e.yaml")
+
+
+# ---- one file, and what may go wrong with it
+
+def test_download_is_whole_checked_and_asked_for_once(server, cache):
+    server.files["/a.bin"] = DATA
+    seen = []
+    a = some(server, size=len(DATA), checksum=md5(DATA))
+    assert cached(a) is None
+    path = download(a, lambda done, total: seen.append((done, total)))
+    assert path == cache / "some/a.bin" and path.read_bytes() == DATA and cached(a) == path
+    assert seen[-1] == (len(DATA), len(DATA)) and seen == sorted(seen)
+    assert download(a) == path and len(server.gets("/a.bin")) == 1
+    assert clean(cache) == ["a.bin"]
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_other_servers_resume(peer, tmp_path, cache):
+    "A part that is here already is not sent again, by servers that are not ours."
+    if peer == "nginx" and not shutil.which("nginx"):
+        pytest.skip("nginx is not installed")
+    files, work = tmp_path / "files", tmp_path / "work"
+    files.mkdir(), work.mkdir()
+    (files / "a.bin").write_bytes(DATA)
+    with PEERS[peer](files, work) as p:
+        tag = requests.head(f"{p.url}/a.bin", timeout=5).headers["ETag"]
+        part = cache / "some/a.bin.part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(DATA[:900_000])
+        part.with_name("a.bin.part.tag").write_text(f"{p.url}/a.bin\n{tag}")
+        p.sent()
+        assert download(Asset(f"{p.url}/a.bin", "some", "some/a.bin", checksum=md5(DATA))).read_bytes() == DATA
+        assert p.sent() < 160_000
+
+
+def test_resumes_after_cuts(server):
+    server.files["/a.bin"] = DATA
+    tag = f'"{hashlib.md5(DATA).hexdigest()}"'
+    server.script["/a.bin"] = [Answer(DATA, cut=300_000, ETag=tag)]
+    assert download(some(server, checksum=md5(DATA))).read_bytes() == DATA
+    first, second = server.gets("/a.bin")
+    assert "range" not in first and second["range"].startswith("bytes=") and second["if-range"] == tag
+    assert int(second["range"][6:-1]) > 0
+
+
+def test_changed_file_is_not_patched(server):
+    "After a cut the file is another one: it is sent whole, not joined to the old beginning."
+    new = DATA[::-1]
+    server.files["/a.bin"] = new
+    server.script["/a.bin"] = [Answer(DATA, cut=300_000, ETag='"old"')]
+    assert download(some(server)).read_bytes() == new
+
+
+def test_server_without_ranges(server):
+    server.script["/a.bin"] = [Answer(DATA, cut=300_000, ETag='"x"'), Answer(DATA, ETag='"x"')]
+    assert download(some(server, checksum=md5(DATA))).read_bytes() == DATA
+
+
+def test_truncated_for_ever(server, cache):
+    server.script["/a.bin"] = [Answer(DATA, cut=1000)] + [Answer(DATA, cut=0) for _ in range(9)]
+    with pytest.raises(DataError, match="cannot be reached: check the network and try again") as e:
+        download(some(server))
+    assert line(e) and "a.bin" not in clean(cache)
+    server.script.clear()
+    server.files["/a.bin"] = DATA
+    assert download(some(server)).read_bytes() == DATA
+
+
+def test_shorter_than_promised(server, cache):
+    server.files["/a.bin"] = DATA[:-1]
+    with pytest.raises(DataError, match=f"is {len(DATA) - 1} bytes long where {len(DATA)} were promised") as e:
+        download(some(server, size=len(DATA)))
+    assert line(e) and clean(cache) == []
+
+
+def test_stalled_socket(server):
+    server.files["/a.bin"] = DATA
+    server.script["/a.bin"] = [Answer(DATA, stall=500_000, ETag=f'"{hashlib.md5(DATA).hexdigest()}"')]
+    began = time.perf_counter()
+    assert download(some(server, checksum=md5(DATA))).read_bytes() == DATA
+    assert time.perf_counter() - began < 5
+
+
+def test_stalled_for_ever(server, cache):
+    server.script["/a.bin"] = [Answer(DATA, stall=0) for _ in range(20)]
+    with pytest.raises(DataError, match="does not answer in time|cannot be reached") as e:
+        download(some(server))
+    assert line(e) and clean(cache) == []
+
+
+@pytest.mark.parametrize(("status", "text"), [(404, "does not exist on the server"), (403, "may not be read without an account"), (418, "the server answers 418")])
+def test_refusals(server, cache, status, text):
+    server.script["/a.bin"] = [Answer(b"no", status)]
+    with pytest.raises(DataError, match=text) as e:
+        download(some(server))
+    assert line(e) and clean(cache) == [] and len(server.gets("/a.bin")) == 1
+
+
+def test_waits_as_the_server_asks(server):
+    server.files["/a.bin"] = DATA
+    server.script["/a.bin"] = [Answer(status=429, Retry_After="1"), Answer(status=503, Retry_After=http_date(1))]
+    began = time.perf_counter()
+    download(some(server))
+    assert 1 <= time.perf_counter() - began < 6 and len(server.gets("/a.bin")) == 3
+
+
+def test_does_not_wait_for_hours(server, cache):
+    server.script["/a.bin"] = [Answer(status=429, Retry_After="7200")]
+    began = time.perf_counter()
+    with pytest.raises(DataError, match="asks to come back in 7200 s") as e:
+        download(some(server))
+    assert line(e) and time.perf_counter() - began < 2 and clean(cache) == []
+
+
+def test_bursts_of_server_errors(server):
+    server.files["/a.bin"] = DATA
+    server.script["/a.bin"] = [Answer(status=s) for s in (500, 502, 503)]
+    assert download(some(server)).read_bytes() == DATA
+    assert len(server.gets("/a.bin")) == 4
+
+
+def test_server_errors_for_ever(server, cache, monkeypatch):
+    monkeypatch.setattr("isa_nb.downloads.ATTEMPTS", 2)
+    server.script["/a.bin"] = [Answer(status=500) for _ in range(20)]
+    with pytest.raises(DataError, match="the server answers 500 .* again and again: try later") as e:
+        download(some(server))
+    assert line(e) and clean(cache) == [] and len(server.gets("/a.bin")) == 3
+
+
+def test_wrong_hash(server, cache):
+    server.files["/a.bin"] = DATA
+    for checksum in ("md5:" + "0" * 32, "sha256:" + "0" * 64):
+        with pytest.raises(DataError, match=f"has another hash than promised \\({checksum.split(':')[0]} begins") as e:
+            download(some(server, checksum=checksum))
+        assert line(e) and clean(cache) == []
+    server.script["/a.bin"] = [Answer(b"x" * len(DATA))]  # damaged once, whole the second time
+    assert download(some(server, checksum=md5(DATA))).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("answer", [Answer(b"<html>log in", Content_Type="text/html; charset=utf-8"), Answer(b"\n <!DOCTYPE HTML><html>log in")])
+def test_page_instead_of_a_file(server, cache, answer):
+    server.script["/a.bin"] = [answer]
+    with pytest.raises(DataError, match="sends a web page where a file was due") as e:
+        download(some(server))
+    assert line(e) and clean(cache) == []
+
+
+def test_redirects(server, cache):
+    server.files["/b.bin"] = DATA
+    server.script["/a.bin"] = [Answer(status=302, Location=f"{server.url}/b.bin")]
+    assert download(some(server)).read_bytes() == DATA
+    server.script["/loop"] = [Answer(status=302, Location="/loop") for _ in range(40)]
+    with pytest.raises(DataError, match="leads in a circle of redirects") as e:
+        download(Asset(f"{server.url}/loop", "some", "some/loop"))
+    assert line(e) and clean(cache) == ["a.bin"]
+
+
+def test_nobody_listens(cache):
+    with pytest.raises(DataError, match="cannot be reached: check the network and try again") as e:
+        download(Asset("http://127.0.0.1:9/a.bin", "some", "some/a.bin"))
+    assert line(e) and clean(cache) == []
+
+
+def test_offline(server, cache, monkeypatch):
+    server.files["/a.bin"] = DATA
+    download(some(server))
+    monkeypatch.setenv("ISA_OFFLINE", "1")
+    assert download(some(server)).read_bytes() == DATA
+    with pytest.raises(RequestError, match="is not in the cache, and ISA_OFFLINE forbids asking for it") as e:
+        download(Asset(f"{server.url}/b.bin", "some", "some/b.bin"))
+    assert line(e) and len(server.asked) == 1
+
+
+def test_cache_that_cannot_be_written(server, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ISA_CACHE", str(tmp_path / "file"))
+    server.files["/a.bin"] = DATA
+    with pytest.raises(DataError, match="set ISA_CACHE to another folder") as e:
+        download(some(server))
+    assert line(e)
+
+
+def _fetch(url, cache):
+    import os
+    os.environ["ISA_CACHE"] = cache
+    return hashlib.md5(download(Asset(url, "some", "some/a.bin")).read_bytes()).hexdigest()
+
+
+def test_several_runs_share_the_cache(server, cache):
+    "Threads and processes that want one file at once: it is fetched once, and all get it whole."
+    server.files["/a.bin"] = DATA
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(download(some(server)).read_bytes() == DATA)) for _ in range(8)]
+    for t in threads:
+        t.start()
+    with get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_fetch, (f"{server.url}/a.bin", str(cache))) == hashlib.md5(DATA).hexdigest()
+    for t in threads:
+        t.join()
+    assert found == [True] * 8 and len(server.gets("/a.bin")) == 1 and clean(cache) == ["a.bin"]
+
+
+# ---- archives
+
+def test_zip_with_names_outside(tmp_path):
+    for name in ("../a.tif", "/etc/a.tif", "..\\a.tif", "a/../../a.tif", "C:/a.tif"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+            z.writestr("good.tif", b"x")
+            z.writestr(name, b"x")
+        with pytest.raises(DataError, match="names a file outside its folder") as e:
+            unpack(tmp_path / "a.zip", ("*.tif",))
+        assert line(e) and sorted(p.name for p in tmp_path.rglob("*")) == ["a.zip", "a.zip.lock"]
+
+
+def test_zip_bomb(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as z, z.open("a.tif", "w", force_zip64=True) as f:
+        for _ in range(13):
+            f.write(bytes(2**23))
+    assert (tmp_path / "a.zip").stat().st_size < 300_000
+    with pytest.raises(DataError, match="would swell from .* this is no honest archive") as e:
+        unpack(tmp_path / "a.zip")
+    assert line(e) and not (tmp_path / "a.zip.d").exists()
+
+
+def test_zip_that_lies_about_a_size(tmp_path):
+    data = zipped(a_DOT_tif=bytes(5000))
+    (tmp_path / "a.zip").write_bytes(data.replace(struct.pack("<I", 5000), struct.pack("<I", 50)))
+    with pytest.raises(DataError, match="no honest archive|not a whole zip") as e:
+        unpack(tmp_path / "a.zip")
+    assert line(e) and not list(tmp_path.rglob("*.tif"))
+
+
+def test_cut_zip(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(a_DOT_tif=DATA)[:-50])
+    with pytest.raises(DataError, match="is not a whole zip file"):
+        unpack(tmp_path / "a.zip")
+
+
+def test_other_archives(tmp_path, monkeypatch):
+    "A .rar needs a program of the system; one that is there is used, none is said."
+    (tmp_path / "a.rar").write_bytes(zipped(in__b_DOT_shp=b"s", in__b_DOT_dbf=b"d"))
+    monkeypatch.setattr("isa_nb.archives.shutil.which", lambda name: None)
+    with pytest.raises(RequestError, match="no program here unpacks it: install bsdtar .* or unpack it by hand into .*a.rar.d") as e:
+        unpack(tmp_path / "a.rar", ("*.shp",))
+    assert line(e)
+    program = tmp_path / "bsdtar"
+    program.write_text('#!/bin/sh\nexec python3 -m zipfile -e "$3" "$5"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("isa_nb.archives.shutil.which", lambda name: str(program) if name == "bsdtar" else None)
+    assert [p.name for p in unpack(tmp_path / "a.rar", ("*.shp",))] == ["b.shp"] and (tmp_path / "a.rar.d/in/b.dbf").exists()
+
+
+# ---- rasters that are not what they say
+
+def test_absurd_geotiff(server, tmp_path):
+    "Two billion pixels a side in a file of some hundred bytes."
+    tags = [(256, 4, 1, 2_000_000_000), (257, 4, 1, 2_000_000_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 8)]
+    body = b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(body)
+    began = time.perf_counter()
+    for grid in (WUHAN, None):
+        with pytest.raises(DataError) as e:
+            open_raster(tmp_path / "a.tif", grid, crs="EPSG:4326")
+        assert line(e)
+    assert time.perf_counter() - began < 5
+
+
+def test_xml_in_the_place_of_an_image(server, tmp_path, monkeypatch):
+    (tmp_path / "secret.tif").write_bytes(tiff(190))
+    bomb = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + b"".join(b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 10) for i in range(9)) + b"]><x>&j;</x>"
+    vrt = f'<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{tmp_path}/secret.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'.encode()
+    for i, data in enumerate((bomb, vrt)):
+        server.files[f"/{i}.tif"] = data
+        for windowed in (False, True):
+            with pytest.raises(DataError) as e:
+                remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/{i}.tif", "some", f"some/{i}{windowed}.tif", windowed=windowed)])
+            assert line(e)
+
+
+# ---- windows of remote files
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    "A COG of 100 km at 10 m."
+    values = np.random.default_rng(0).integers(1, 9, (1250, 1250), np.uint8).repeat(8, 0).repeat(8, 1)
+    return cog(tmp_path_factory.mktemp("big") / "big.tif", values, Affine(10, 0, 200_000, 0, -10, 3_420_000))
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_window_costs_a_window(peer, big, tmp_path, cache):
+    "5 km of a COG of 100 km: less than 5 % of its bytes, and the same pixels as from the disk."
+    if peer == "nginx" and not shutil.which("nginx"):
+        pytest.skip("nginx is not installed")
+    grid = square_geobox(114.31, 30.6, 5000, 10)
+    with PEERS[peer](big.parent, tmp_path) as p:
+        p.sent()
+        got = remote.open_assets(Request("big", "classes", {}, grid), [Asset(f"{p.url}/big.tif", "big", "big/big.tif", windowed=True)])
+        share = p.sent() / big.stat().st_size
+    assert (got.values == open_raster(big, grid).values).all() and got.shape == (500, 500)
+    assert 0 < share < 0.05, share
+    assert clean(cache) == []
+
+
+def test_window_of_a_file_that_fails(server, monkeypatch):
+    monkeypatch.setitem(remote.GDAL, "GDAL_HTTP_MAX_RETRY", "0")
+    server.script["/a.tif"] = [Answer(status=500) for _ in range(30)]
+    with pytest.raises(DataError, match="cannot be read as a raster") as e:
+        remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])
+    assert line(e)
+
+
+def test_window_survives_a_busy_server(server):
+    server.files["/a.tif"] = tiff(190, nodata=250)
+    server.script["/a.tif"] = [Answer(status=503), Answer(status=502)]
+    got = remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])
+    assert (got.values == 190).all()
+
+
+# ---- the edges of the world
+
+def test_boxes_at_the_edges():
+    assert len(boxes(WUHAN)) == 1
+    west, east = boxes(square_geobox(180, -17, 20_000, 100, "EPSG:32701"))
+    assert west[2] == 180 and east[0] == -180 and 0 < 180 - west[0] < 1 and 0 < east[2] + 180 < 1
+    assert boxes(square_geobox(0, 90, 20_000, 100, "EPSG:3413"))[0][0::2] == (-180.0, 180.0)
+    assert boxes(square_geobox(0, -90, 20_000, 100, "EPSG:3031"))[0][1] == -90
+
+
+def test_mosaic_across_the_antimeridian(server, monkeypatch):
+    "Fiji: one tile ends at 180 E, the next begins at 180 W, and the grid in UTM has no seam."
+    monkeypatch.setenv("ISA_ENDPOINTS", json.dumps({"https://esa-worldcover.s3.eu-central-1.amazonaws.com": server.url}))
+    name = "/v200/2021/map/ESA_WorldCover_10m_2021_v200_{}_Map.tif"
+    server.files[name.format("S18E177")] = tiff(10, (177, -18, 180, -15), nodata=0)
+    server.files[name.format("S18W180")] = tiff(50, (-180, -18, -177, -15), nodata=0)
+    got = CAT.open("esa_worldcover_2021", square_geobox(180, -16.8, 20_000, 100, "EPSG:32701"))
+    assert set(np.unique(got)) == {10, 50} and (got.values[:, :90] == 10).all() and (got.values[:, 110:] == 50).all()
+
+
+def test_polar_area(server, monkeypatch):
+    monkeypatch.setenv("ISA_ENDPOINTS", json.dumps({"https://esa-worldcover.s3.eu-central-1.amazonaws.com": server.url}))
+    server.files["/v200/2021/map/ESA_WorldCover_10m_2021_v200_N81W033_Map.tif"] = tiff(70, (-33, 81, -30, 84), nodata=0)
+    got = CAT.open("esa_worldcover_2021", square_geobox(-32, 83, 20_000, 100, "EPSG:3413"))
+    assert (got.values == 70).all()
+    with pytest.raises(DataError, match="esa_worldcover_2021 has no file for the asked area: it is not covered") as e:
+        CAT.open("esa_worldcover_2021", square_geobox(0, -89.99, 1000, 100, "EPSG:3031"))
+    assert line(e)
+
+
+# ---- every source that has an access, through the catalogue, unchanged
+
+def record(*files):
+    "An answer of Zenodo's interface, with the shape of a recorded one."
+    return json.dumps({"id": 1, "doi": "10.5281/zenodo.1", "files": [{"key": k, "size": len(d), "checksum": md5(d), "links": {"self": "unused"}} for k, d in files], "metadata": {"title": "x"}}).encode()
+
+
+def zenodo(number, *files):
+    return {f"/api/records/{number}": record(*files), **{f"/api/records/{number}/files/{k}/content": d for k, d in files}}
+
+
+def figshare(path, name, data):
+    said = {"files": [{"id": 7, "name": name, "size": len(data), "is_link_only": False, "download_url": "https://ndownloader.figshare.com/files/7", "supplied_md5": "", "computed_md5": md5(data)[4:], "mimetype": ""}]}
+    return {f"/v2/articles/{path}": json.dumps(said).encode(), "/files/7": data}
+
+
+def shapefile(folder, name, frame):
+    "The members of a zip that hold a shapefile."
+    folder.mkdir(exist_ok=True)
+    frame.to_file(folder / f"{name}.shp", engine="pyogrio")
+    return {f"{name}_DOT_{p.suffix[1:]}": p.read_bytes() for p in folder.glob(f"{name}.*")}
+
+
+WORLD, AROUND = (-180, -90, 180, 90), (100, 20, 130, 40)
+ECO = gpd.GeoDataFrame({"ECO_NAME": ["Wuhan plain"]}, geometry=[box(110, 25, 120, 35)], crs="EPSG:4326")
+UTM50, MOLLWEIDE = (100_000, 3_300_000, 900_000, 3_500_000), (9_959_000, 3_000_000, 10_959_000, 4_000_000)
+SOURCES = {  # name -> (beginning of the addresses, path -> file, grid, value or check)
+    "gisa_2019": lambda t: ("https://zenodo.org", zenodo(5136330, ("GISA_v01_1972_2019_35N_110E.tif", tiff(30)), ("GISA_v01_1972_2019_35N_115E.tif", tiff(1))), WUHAN, 30),
+    "gisa_10m": lambda t: ("https://zenodo.org", zenodo(5791855, ("GISA-10m_35N_110E.tif", tiff(1))), WUHAN, 1),
+    "gisa_new": lambda t: ("https://zenodo.org", zenodo(14848113, ("new.tif", tiff(3)), ("new.vrt", b"x")), WUHAN, 3),
+    "gaia": lambda t: ("http://data.ess.tsinghua.edu.cn", {"/data/GAIA/GAIA_1985_2018_31_114.tif": tiff(5)}, WUHAN, 5),
+    "ghsl_built_s_2018": lambda t: ("https://jeodpp.jrc.ec.europa.eu", {"/ftp/jrc-opendata/GHSL/GHS_BUILT_S_GLOBE_R2023A/GHS_BUILT_S_E2018_GLOBE_R2023A_54009_10/V1-0/tiles/GHS_BUILT_S_E2018_GLOBE_R2023A_54009_10_V1_0_R6_C29.zip":
+                                    zipped(readme_DOT_pdf=b"x", t_DOT_tif=tiff(77, MOLLWEIDE, "ESRI:54009", "uint16"))}, WUHAN, 77),
+    "wsf_2015": lambda t: ("https://api.figshare.com https://ndownloader.figshare.com", figshare("10048412/versions/1", "WSF2015_v1_EPSG4326.zip", zipped(
+        WSF__WSF2015_v1_EPSG4326_e110_n40_e120_n30_DOT_tif=tiff(255), WSF__WSF2015_v1_EPSG4326_e100_n40_e110_n30_DOT_tif=tiff(0))), WUHAN, 255),
+    "wsf_2019": lambda t: ("https://download.geoservice.dlr.de", {"/WSF2019/files/WSF2019_v1_114_30.tif": tiff(255)}, WUHAN, 255),
+    "glc_fcs30_2020": lambda t: ("https://zenodo.org", zenodo(4280923, ("GLC_FCS30_2020_E110N35.tif", tiff(190))), WUHAN, 190),
+    "glc_fcs30d": lambda t: ("https://zenodo.org", zenodo(8239305, ("GLC_FCS30D_19852022maps_E110-E115.zip", zipped(
+        maps__GLC_FCS30D_20002022_E110N35_Annual_V1_DOT_1_DOT_tif=tiff(list(range(1, 24))), maps__GLC_FCS30D_20002022_E115N35_Annual_V1_DOT_1_DOT_tif=tiff([0] * 23)))), WUHAN, 23),
+    "esa_worldcover_2020": lambda t: ("https://esa-worldcover.s3.eu-central-1.amazonaws.com", {"/v100/2020/map/ESA_WorldCover_10m_2020_v100_N30E114_Map.tif": tiff(50)}, WUHAN, 50),
+    "esa_worldcover_2021": lambda t: ("https://esa-worldcover.s3.eu-central-1.amazonaws.com", {"/v200/2021/map/ESA_WorldCover_10m_2021_v200_N30E114_Map.tif": tiff(50)}, WUHAN, 50),
+    "esri_annual": lambda t: ("https://lulctimeseries.blob.core.windows.net", {"/lulctimeseriesv003/lc2020/50R_20200101-20210101.tif": tiff(7, UTM50, "EPSG:32650")}, WUHAN, 7),
+    "from_glc10_2017": lambda t: ("http://data.ess.tsinghua.edu.cn", {"/data/fromglc10_2017v01/fromglc10v01_30_114.tif": tiff(80)}, WUHAN, 80),
+    "sinolc_1": lambda t: ("https://zenodo.org", zenodo(8103779, ("Hubei.zip", zipped(Central_Hubei_Wuhan_DOT_tif=tiff(5)))), WUHAN, 5),
+    "nlcd": lambda t: ("https://www.mrlc.gov", {"/downloads/sciweb1/shared/mrlc/data-bundles/Annual_NLCD_LndCov_2013_CU_C1V1.zip": zipped(a_DOT_tif=tiff(24, (1_500_000, 1_500_000, 2_000_000, 2_200_000), "EPSG:5070"))}, DELAWARE, 24),
+    "chesapeake_6": lambda t: ("https://lilablobssc.blob.core.windows.net", {"/lcmcvpr2019/de_1m_2013.zip": zipped(de__m_1_lc_DOT_tif=tiff(5, (400_000, 4_300_000, 500_000, 4_400_000), "EPSG:26918"), de__m_1_naip_DOT_tif=b"x")}, DELAWARE, 5),
+    "cisc": lambda t: ("https://zenodo.org", zenodo(15004180, ("CISC2020.tif", tiff(1)), ("CISC2022.tif", tiff(0))), WUHAN, 1),
+    "worldclim_bio12": lambda t: ("https://geodata.ucdavis.edu", {"/climate/worldclim/2_1/base/wc2.1_30s_bio.zip": zipped(
+        **{"wc2_DOT_1_30s_bio_12_DOT_tif": tiff(1250, WORLD, dtype="float32", nodata=-3.4e38), "wc2_DOT_1_30s_bio_1_DOT_tif": tiff(17, WORLD, dtype="float32")})}, WUHAN, 1250),
+    "chelsa_bio12": lambda t: ("https://os.unil.cloud.switch.ch", {"/chelsa02/chelsa/global/bioclim/bio12/1981-2010/CHELSA_bio12_1981-2010_V.2.1.tif": tiff(12_500, WORLD, dtype="uint16")}, WUHAN, 1250),
+    "chirps": lambda t: ("https://data.chc.ucsb.edu", {"/products/CHIRPS-2.0/global_annual/tifs/chirps-v2.0.2020.tif": tiff(1100, (-180, -50, 180, 50), dtype="float32", nodata=-9999)}, WUHAN, 1100),
+    "ecoregions_olson": lambda t: ("https://files.worldwildlife.org", {"/wwfcmsprod/files/Publication/file/6kcchn7e3u_official_teow.zip": zipped(**{f"official__{k}": v for k, v in shapefile(t / "o", "wwf_terr_ecos", ECO).items()})}, WUHAN, ECO),
+    "ecoregions_resolve_2017": lambda t: ("https://storage.googleapis.com", {"/teow2016/Ecoregions2017.zip": zipped(**shapefile(t / "r", "Ecoregions2017", ECO))}, WUHAN, ECO),
+    "cop_dem_30": lambda t: ("https://copernicus-dem-30m.s3.amazonaws.com", {"/{0}/{0}.tif".format("Copernicus_DSM_COG_10_N30_00_E114_00_DEM"): tiff(33, dtype="float32")}, WUHAN, 33),
+}
+
+
+def serve(server, monkeypatch, beginnings, files):
+    server.files |= files
+    monkeypatch.setenv("ISA_ENDPOINTS", json.dumps(dict.fromkeys(beginnings.split(" "), server.url)))
+
+
+def overlay(tmp_path, text):
+    (tmp_path / "o.yaml").write_text(text)
+    return Catalog.load(overlay=tmp_path / "o.yaml")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_source(name, server, tmp_path, monkeypatch):
+    beginnings, files, grid, expected = SOURCES[name](tmp_path)
+    serve(server, monkeypatch, beginnings, files)
+    cat = overlay(tmp_path, "sources: {sinolc_1: {access: {options: {region: Hubei}}}}") if name == "sinolc_1" else CAT
+    s = cat.source(name)
+    plan = remote.PLANNERS[s.access.driver](cat.request(name, grid))
+    assert plan and all(a.source == name and a.licence == s.licence and a.citation == s.citation and a.size and cached(a) is None for a in plan)
+    assert not [p for m, p, _ in server.asked if m == "GET" and p.endswith((".tif", ".zip", "content"))]  # planning fetches nothing
+    got = cat.open(name, grid)
+    assert got.attrs["licence"] == s.licence and got.attrs["citation"] == s.citation and got.attrs["source"] == name
+    if isinstance(expected, gpd.GeoDataFrame):
+        assert list(got["ECO_NAME"]) == ["Wuhan plain"] and got.crs == grid.crs.to_wkt()
+    else:
+        assert np.allclose(got.values, expected), np.unique(got)
+        assert got.shape == grid.shape.yx
+    monkeypatch.setenv("ISA_OFFLINE", "1")
+    if not plan[0].windowed:  # what was fetched opens again without a network
+        assert len(cat.open(name, grid)) == len(got)
+
+
+def test_every_source_is_tested_or_says_why_not():
+    left = {n for n, s in CAT.sources.items() if s.access.driver not in ("lab", "file", "stac", "manual")} - set(SOURCES)
+    assert left == {"gisd30", "isa_1", "glc_validation", "geofabrik", "ms_buildings"}  # below: archives of .rar, extracts, outlines
+    assert len(SOURCES) + len(left) >= 20
+
+
+@pytest.mark.parametrize("name", ["gisd30", "isa_1", "glc_validation"])
+def test_rar_deposits(name, server, tmp_path, monkeypatch):
+    "The archive is fetched and checked; unpacked by hand where no program does it, its files are found."
+    monkeypatch.setattr("isa_nb.archives.shutil.which", lambda name: None)
+    archive = {"gisd30": "GISD30_1985-2020_E95_E120.rar", "isa_1": "ISA-1-Some-examples.rar", "glc_validation": "GLC_ValidationSampleSet_v1.rar"}[name]
+    made = figshare("28490204/versions/2", archive, b"Rar!") if name == "isa_1" else zenodo(CAT.source(name).access.options.record, (archive, b"Rar!"))
+    serve(server, monkeypatch, "https://zenodo.org https://api.figshare.com https://ndownloader.figshare.com", made)
+    with pytest.raises(RequestError, match="no program here unpacks it") as e:
+        CAT.open(name, WUHAN)
+    folder = Path(line(e).rsplit(" ", 1)[-1])
+    folder.mkdir()
+    if name == "glc_validation":
+        gpd.GeoDataFrame({"sample_lab": [190, 10]}, geometry=gpd.points_from_xy([114.31, 0], [30.6, 0]), crs="EPSG:4326").to_file(folder / "p.shp")
+        assert list(CAT.open(name, WUHAN)["sample_lab"]) == [190]
+    else:
+        (folder / {"gisd30": "GISD30_1985-2020_E110N35.tif", "isa_1": "Wuhan.tif"}[name]).write_bytes(tiff(1))
+        assert (CAT.open(name, WUHAN).values == 1).all()
+
+
+def test_years(server, tmp_path, monkeypatch):
+    serve(server, monkeypatch, *SOURCES["glc_fcs30d"](tmp_path)[:2])
+    assert (CAT.open("glc_fcs30d", WUHAN, year=2005).values == 6).all()
+    with pytest.raises(RequestError, match="glc_fcs30d has no year 1986"):
+        CAT.open("glc_fcs30d", WUHAN, year=1986)
+    with pytest.raises(RequestError, match=r"holds no .*GLC_FCS30D_19851995_5years_E110N35.tif"):
+        CAT.open("glc_fcs30d", WUHAN, year=1990)
+
+
+@pytest.mark.parametrize(("answer", "text"), [(b"[]", "has no list of files"), (b'{"files": [{"x": 1}]}', "has no list of files"), (b"<html>", "something that is not JSON"), (b"[" * 100_000, "something that is not JSON"),
+                                              (record(("readme.txt", b"x")), "the deposit has no file like GISA")])
+def test_strange_answers(server, monkeypatch, answer, text):
+    serve(server, monkeypatch, "https://zenodo.org", {"/api/records/5136330": answer})
+    with pytest.raises(DataError, match=text) as e:
+        CAT.open("gisa_2019", WUHAN)
+    assert line(e)
+
+
+def test_pattern_without_a_value(server, monkeypatch):
+    serve(server, monkeypatch, "https://zenodo.org", zenodo(8103779, ("Hubei.zip", b"x")))
+    with pytest.raises(RequestError, match="sinolc_1: {region} in {region}.zip has no value: state access.options.region in an overlay"):
+        CAT.open("sinolc_1", WUHAN)
+    with pytest.raises(RequestError, match="is a set of tiles of the whole Earth: ask for an area"):
+        CAT.open("wsf_2019")
+
+
+# ---- Geofabrik
+
+def geofabrik(folder):
+    regions = {"china": (None, 100, 125), "hubei": ("china", 108, 116.005), "anhui": ("china", 115.995, 120)}
+    feature = lambda k, parent, w, e: {"type": "Feature", "properties": {"id": k, "parent": parent, "name": k, "urls": {  # noqa: E731
+        "pbf": f"https://download.geofabrik.de/{k}-latest.osm.pbf", "shp": f"https://download.geofabrik.de/{k}-latest-free.shp.zip"}}, "geometry": mapping(box(w, 29, e, 33))}
+    files = {"/index-v1.json": json.dumps({"type": "FeatureCollection", "features": [feature(k, *v) for k, v in regions.items()]}).encode()}
+    for k, x in (("hubei", 114.31), ("anhui", 117), ("china", 114.31)):
+        roads = gpd.GeoDataFrame({"osm_id": ["1", k], "code": [5111, 5111], "fclass": ["primary", "primary"]}, geometry=[LineString([(115.99, 30.6), (116.01, 30.6)]), LineString([(x, 30.6), (x + 0.005, 30.6)])], crs="EPSG:4326")
+        files[f"/{k}-210101-free.shp.zip"] = data = zipped(**shapefile(folder / k, "gis_osm_roads_free_1", roads))
+        files[f"/{k}-210101-free.shp.zip.md5"] = f"{md5(data)[4:]}  {k}-210101-free.shp.zip\n".encode()
+    return files
+
+
+def test_geofabrik(server, tmp_path, monkeypatch):
+    serve(server, monkeypatch, "https://download.geofabrik.de", geofabrik(tmp_path))
+    a, = remote.PLANNERS["geofabrik"](CAT.request("geofabrik", WUHAN, year=2020))
+    assert a.url.endswith("/hubei-210101-free.shp.zip") and a.checksum.startswith("md5:") and a.size
+    got = CAT.open("geofabrik", WUHAN, year=2020)
+    assert list(got["osm_id"]) == ["hubei"] and got.attrs["licence"] == "ODbL-1.0"
+    border = square_geobox(116, 30.6, 6000, 10, "EPSG:32650")  # a road that both extracts hold counts once
+    assert len(remote.PLANNERS["geofabrik"](CAT.request("geofabrik", border, year=2020))) == 2
+    assert list(CAT.open("geofabrik", border, year=2020)["osm_id"]) == ["1"]
+    for k in ("hubei", "anhui"):
+        del server.files[f"/{k}-210101-free.shp.zip"]
+    a, = remote.PLANNERS["geofabrik"](CAT.request("geofabrik", border, year=2020))
+    assert a.url.endswith("/china-210101-free.shp.zip")  # the province has none of that date, the country has
+    with pytest.raises(DataError, match="Geofabrik has no hubei-220101-free.shp.zip and no china-220101-free.shp.zip: ask for another year") as e:
+        CAT.open("geofabrik", WUHAN, year=2021)
+    assert line(e)
+    with pytest.raises(RequestError, match="unknown region of Geofabrik 'hube': did you mean 'hubei'"):
+        overlay(tmp_path, "sources: {geofabrik: {access: {options: {region: hube}}}}").open("geofabrik", WUHAN)
+
+
+# ---- building outlines
+
+def test_buildings(server, tmp_path, monkeypatch):
+    from isa_nb.footprints import quadkeys
+    key, = quadkeys(boxes(WUHAN))
+    houses = [{"type": "Feature", "properties": {"height": -1.0, "confidence": -1.0}, "geometry": mapping(box(x, y, x + 1e-4, y + 1e-4))} for x, y in ((114.31, 30.6), (114.9, 30.1))]
+    table = f"Location,QuadKey,Url,Size,UploadDate\nChina,{key},https://minedbuildings.z5.web.core.windows.net/b/{key}.csv.gz,1KB,2024-01-01\nChina,000000000,https://x/y,1KB,2024-01-01\n"
+    serve(server, monkeypatch, "https://minedbuildings.z5.web.core.windows.net", {"/global-buildings/dataset-links.csv": table.encode(), f"/b/{key}.csv.gz": gzip.compress("\n".join(map(json.dumps, houses)).encode())})
+    got = CAT.open("ms_buildings", WUHAN)
+    assert got[["layer", "fclass"]].values.tolist() == [["buildings_a", "building"]] and got.geometry.area.between(50, 200).all()
+    from isa_nb.osm import rasterise
+    assert (rasterise(got, square_geobox(114.31, 30.6, 300, 5)) == 1).any()
+    server.files["/global-buildings/dataset-links.csv"] = b"no,table\n1,2\n"
+    with pytest.raises(DataError, match="is not the table of links that this version knows"):
+        CAT.open("ms_buildings", WUHAN)
+    server.files["/global-buildings/dataset-links.csv"] = table.replace(key, "111111111").encode()
+    assert CAT.open("ms_buildings", WUHAN).attrs["problems"] == ["ms_buildings has no file for the asked area", "no object lies inside the asked area"]
+
+
+# ---- the real services
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", ["esa_worldcover_2021", "esri_annual", "cop_dem_30", "chelsa_bio12", "wsf_2019", "from_glc10_2017", "gaia"])
+def test_live_windows(name):
+    got = CAT.open(name, WUHAN)
+    assert got.shape == WUHAN.shape.yx and np.isfinite(got.values.astype(float)).any()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", [n for n, s in CAT.sources.items() if s.access.driver in remote.PLANNERS and s.access.driver != "stac"])
+def test_live_plans(name):
+    "What each service has for the area, in size: nothing is fetched."
+    try:
+        plan = remote.PLANNERS[CAT.source(name).access.driver](CAT.request(name, DELAWARE if name in ("nlcd", "chesapeake_6") else WUHAN))
+    except RequestError as e:
+        assert name == "sinolc_1" and "region" in str(e)
+        return
+    assert plan and all(a.size for a in plan)
+
