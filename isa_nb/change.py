@@ -193,7 +193,7 @@ def _dissolve(first: np.ndarray, code: np.ndarray, likelihood: np.ndarray, least
 # %% ../nbs/reference/54_change.ipynb #8f6a13ba
 def histories(code: np.ndarray,  # (y, x) uint16 of `pattern`
               errors: Errors,  # of `fit_errors`
-              weight: float = 0.5,  # what a neighbour of the same history adds to the log probability; 0: every pixel alone
+              weight: float = 1.0,  # what a neighbour of the same history adds to the log probability; 0: every pixel alone
               sweeps: int = 2,  # times that neighbours are asked
               least: int = 1,  # smallest patch of growth, pixels (8 neighbours); 1: all are kept
               ) -> np.ndarray:  # (y, x) uint8: number of the first impervious year, T for never, 255 where nothing is known
@@ -203,9 +203,10 @@ def histories(code: np.ndarray,  # (y, x) uint16 of `pattern`
     n = len(errors.histories) - 1
     likelihood = log_likelihood(n, errors.missed, errors.false)
     score = likelihood + np.log(errors.histories)
-    best = np.where((patterns(n) == 2).all(1), NODATA, score.argmax(1)).astype(np.uint8)
+    asked = sweeps if weight else 0
+    best = np.where((patterns(n) == 2).all(1), NODATA, (likelihood if asked else score).argmax(1)).astype(np.uint8)
     first = best[code]
-    for _ in range(sweeps if weight else 0):
+    for _ in range(asked):
         old, first = first, np.empty_like(first)
         _sweep(old, code, score, float(weight), first)
     if least > 1:

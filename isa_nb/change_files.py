@@ -73,7 +73,7 @@ def filter_files(maps: Mapping[int, str | Path] | str | Path,  # year -> file of
                  years: Iterable[int] | None = None,  # years that must be there; a pattern needs them
                  errors: Errors | None = None,  # None: estimated from the maps
                  *,
-                 weight: float = 0.5,  # see `change.histories`
+                 weight: float = 1.0,  # see `change.histories`
                  sweeps: int = 2,  # see `change.histories`
                  least: int = 1,  # see `change.histories`
                  window: int = 2048,  # side of a window in pixels, a multiple of 512
