@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'ATTEMPTS', 'LONGEST_WAIT', 'LONGEST_LOCK', 'LARGEST_ANSWER', 'endpoint', 'offline', 'need_network',
-           'session', 'said_clearly', 'check_status', 'cache_dir', 'stat', 'ask', 'fetch']
+           'session', 'kept_session', 'said_clearly', 'check_status', 'cache_dir', 'stat', 'ask', 'fetch']
 
 # %% ../nbs/reference/11e_downloads.ipynb #5e88c9cc
 import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -90,6 +91,16 @@ def session() -> requests.Session:
     s.headers["User-Agent"] = f"isa_nb/{metadata.version('isa_nb')} (https://isa-nb.github.io/isa_nb)"
     return s
 
+# %% ../nbs/reference/11e_downloads.ipynb #d3a6fd95
+_HERE = threading.local()
+
+
+def kept_session() -> requests.Session:
+    "The session of this thread (and, after a fork, of this process)."
+    if getattr(_HERE, "process", None) != os.getpid():
+        _HERE.session, _HERE.process = session(), os.getpid()
+    return _HERE.session
+
 # %% ../nbs/reference/11e_downloads.ipynb #2d9baf25
 def _seconds() -> tuple[float, float]:
     "Seconds to wait for a connection, and for the next byte."
@@ -147,8 +158,8 @@ def stat(url: str,  # an address, as in the catalogue
          ) -> int | None:  # bytes; -1: there is no such file; None: the server does not say
     "The size of a remote file."
     def ask() -> int | None:
-        with said_clearly(url), session() as s:
-            r = s.head(endpoint(url), timeout=_seconds(), allow_redirects=True, headers={"Accept-Encoding": "identity"})
+        with said_clearly(url):
+            r = kept_session().head(endpoint(url), timeout=_seconds(), allow_redirects=True, headers={"Accept-Encoding": "identity"})
         if r.status_code in (404, 410):
             return -1
         if r.status_code in (405, 501):  # HEAD is not served here
@@ -166,7 +177,7 @@ def ask(url: str,  # an address, as in the catalogue
         ) -> Any:  # the answer
     "A small answer of a service."
     def get() -> Any:
-        with said_clearly(url), session() as s, s.get(endpoint(url), timeout=_seconds(), stream=True) as r:
+        with said_clearly(url), kept_session().get(endpoint(url), timeout=_seconds(), stream=True) as r:
             check_status(r, url)
             body = b""
             for piece in r.iter_content(2**16):
@@ -222,50 +233,51 @@ def _tag(part: Path) -> Path:
 def _pieces(url: str, part: Path, size: int | None, progress: Callable) -> None:
     "Ask until the partial file is complete; DataError if several requests in a row bring nothing."
     barren = 0
-    with session() as s:
-        while True:
-            before = part.stat().st_size if part.exists() else 0
-            try:
-                if _piece(s, url, part, size, progress):
-                    return
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as e:
-                fault = e
-            else:
-                fault = requests.ConnectionError("the connection ended early")
-            barren = 0 if part.exists() and part.stat().st_size > before else barren + 1
-            if barren >= 3:
-                if not before:
-                    part.unlink(missing_ok=True)
-                    _tag(part).unlink(missing_ok=True)
-                with said_clearly(url):
-                    raise fault
-            time.sleep(0.1 * 4**barren)
+    while barren < 3:
+        before = part.stat().st_size if part.exists() else 0
+        fault: Exception = requests.ConnectionError("the connection ended early")
+        try:
+            if _piece(url, part, size, progress):
+                return
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as e:
+            fault = e
+        barren = 0 if part.exists() and part.stat().st_size > before else barren + 1
+        time.sleep(0.1 * 4**barren if barren < 3 else 0)
+    if not before:
+        part.unlink(missing_ok=True)
+        _tag(part).unlink(missing_ok=True)
+    with said_clearly(url):
+        raise fault
 
 # %% ../nbs/reference/11e_downloads.ipynb #75a412b8
-def _piece(s: requests.Session, url: str, part: Path, size: int | None, progress: Callable) -> bool:
-    "One request for what is missing; whether the file is complete now."
+def _rest(url: str, part: Path) -> tuple[int, dict[str, str]]:
+    "How much of a file is here, and the headers that ask for the rest."
     have = part.stat().st_size if part.exists() else 0
-    tag = _tag(part).read_text() if _tag(part).exists() else ""
-    if not (tag.startswith(f"{url}\n") and have):
-        have, tag = 0, ""
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": tag.split("\n", 1)[1]} if have else {})
-    try:
-        r = s.get(endpoint(url), headers=headers, timeout=_seconds(), stream=True)
-    except (requests.TooManyRedirects, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
-        with said_clearly(url):
-            raise
-    with r:
-        if r.status_code == 416:  # nothing after what we have: begin anew
+    of, _, version = (_tag(part).read_text() if _tag(part).exists() else "").partition("\n")
+    if not (have and version and of == url):
+        return 0, {"Accept-Encoding": "identity"}
+    return have, {"Accept-Encoding": "identity", "Range": f"bytes={have}-", "If-Range": version}
+
+
+def _note_version(r: requests.Response, url: str, part: Path) -> None:
+    "Write down which version of a file is coming; nothing where the server does not tell one that can be trusted."
+    tag = r.headers.get("ETag", "")
+    version = tag if tag and not tag.startswith("W/") else r.headers.get("Last-Modified", "")
+    _tag(part).write_text(f"{url}\n{version}" if version else "")
+
+# %% ../nbs/reference/11e_downloads.ipynb #0633883b
+def _piece(url: str, part: Path, size: int | None, progress: Callable) -> bool:
+    "One request for what is missing; whether the file is complete now."
+    have, headers = _rest(url, part)
+    with _got(url, headers) as r:
+        if r.status_code == 416:  # nothing after what is here: begin anew
             part.unlink(missing_ok=True)
             return False
         check_status(r, url)
-        _check_kind(r, url, part)
-        if r.status_code != 206:
-            have = 0
+        _check_kind(r, url)
+        have = have if r.status_code == 206 else 0
         total = have + int(r.headers["Content-Length"]) if r.headers.get("Content-Length", "").isdigit() else size
-        version = r.headers.get("ETag", "")
-        version = version if version and not version.startswith("W/") else r.headers.get("Last-Modified", "")
-        _tag(part).write_text(f"{url}\n{version}" if version else "")
+        _note_version(r, url, part)
         with open(part, "ab" if have else "wb") as f:
             for data in r.iter_content(2**18):
                 f.write(data)
@@ -273,12 +285,20 @@ def _piece(s: requests.Session, url: str, part: Path, size: int | None, progress
                 progress(have, total)
     return total is None or have >= total
 
+
+def _got(url: str, headers: dict[str, str]) -> requests.Response:
+    try:
+        return kept_session().get(endpoint(url), headers=headers, timeout=_seconds(), stream=True)
+    except (requests.TooManyRedirects, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):  # another try would not help
+        with said_clearly(url):
+            raise
+
 # %% ../nbs/reference/11e_downloads.ipynb #fa5f35ae
 def _is_page(head: bytes) -> bool:
     return head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html"))
 
 
-def _check_kind(r: requests.Response, url: str, part: Path) -> None:
+def _check_kind(r: requests.Response, url: str) -> None:
     if r.headers.get("Content-Type", "").split(";")[0].strip() in ("text/html", "application/xhtml+xml") and not url.split("?")[0].endswith((".html", ".htm")):
         raise DataError(f"{url} sends a web page where a file was due: a login or a notice stands before it; open it in a browser, and give the file in an overlay (driver file)")
 

@@ -220,6 +220,7 @@ def test_bursts_of_server_errors(server):
 
 def test_server_errors_for_ever(server, cache, monkeypatch):
     monkeypatch.setattr("isa_nb.downloads.ATTEMPTS", 2)
+    monkeypatch.setattr("isa_nb.downloads._HERE", threading.local())
     server.script["/a.bin"] = [Answer(status=500) for _ in range(20)]
     with pytest.raises(DataError, match="the server answers 500 .* again and again: try later") as e:
         download(some(server))
