@@ -22,10 +22,12 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS as ProjCRS
+from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 from shapely.geometry import box
 
 from .core import DataError, RequestError, geobox_of, raster, same_grid
@@ -209,9 +211,21 @@ def _read(xml: str,  # a virtual raster
 
 
 def _warp(src: rasterio.DatasetReader, geobox: GeoBox, resampling: Resampling, nodata: float | None) -> np.ndarray:
+    if (window := _window(src, geobox)) is not None:
+        return src.read(window=window)
     with WarpedVRT(src, crs=geobox.crs.to_wkt(), transform=geobox.affine, width=geobox.shape.x, height=geobox.shape.y,
                    resampling=resampling, tolerance=TOLERANCE, **({} if nodata is None else {"nodata": nodata})) as vrt:
         return vrt.read()
+
+
+def _window(src: rasterio.DatasetReader, geobox: GeoBox) -> Window | None:
+    "The pixels of a file that are the grid's, where the grid is a part of the file's own; None: it must be resampled."
+    a, b, (height, width) = src.transform, geobox.affine, geobox.shape.yx
+    x, y = ~a * (b.c, b.f)
+    step = max(abs(v) for v in (a.a - b.a, a.b - b.b, a.d - b.d, a.e - b.e)) * max(height, width) / abs(a.a or a.b)
+    if step > TOLERANCE or abs(x - round(x)) > TOLERANCE or abs(y - round(y)) > TOLERANCE or round(x) < 0 or round(y) < 0 or round(x) + width > src.width or round(y) + height > src.height:
+        return None
+    return Window(round(x), round(y), width, height) if CRS.from_wkt(geobox.crs.to_wkt()) == src.crs else None
 
 
 def _bands(band: int | list[int] | None, count: int, name: str, classes: bool) -> list[int]:
