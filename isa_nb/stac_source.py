@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import odc.stac
@@ -26,7 +27,9 @@ import rasterio
 import shapely
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from planetary_computer.sas import BLOB_STORAGE_DOMAIN, get_token
 from planetary_computer.settings import Settings
+from planetary_computer.utils import parse_blob_url
 from pyproj import CRS as ProjCRS
 from pystac_client import Client, ConformanceClasses
 from pystac_client.exceptions import APIError
@@ -36,7 +39,7 @@ from requests.exceptions import RequestException
 from shapely.geometry import box, shape
 
 from .core import DataError, RequestError, raster, unknown
-from .downloads import _remembered, endpoint, session
+from .downloads import ATTEMPTS, _remembered, endpoint, offline, session
 from .drivers import CLASS_KINDS, Request
 from .files import bounds_in
 from .remote import GDAL, Asset, asset, boxes, cached, need_network
@@ -140,8 +143,10 @@ SAS = Settings.get().sas_url  # where signatures are asked for
 def signed(href: str,  # of an asset
            ) -> str:  # with a signature, where it lies in the storage of the Planetary Computer
     "An address that may be read."
-    Settings.get().sas_url = endpoint(SAS)
+    Settings.get().sas_url, where = endpoint(SAS), urlparse(href)
     try:
+        if where.netloc.endswith(BLOB_STORAGE_DOMAIN) and not where.query:
+            get_token(*parse_blob_url(where), ATTEMPTS, 0.2)  # kept, so that it is not asked for with the library's own patience of some ten minutes
         return planetary_computer.sign_url(href)
     except (RequestException, ValueError, KeyError) as e:
         raise DataError(f"{SAS} gives no signature for {href.split('?')[0]} ({' '.join(str(e).split())[:120]}): try again later") from e
@@ -197,7 +202,7 @@ def asset_of(request: Request,  # options: sign
     "An asset of an item as a remote file."
     found = item.assets[key]
     href = found.get_absolute_href() or found.href
-    href = signed(href) if request.options.get("sign") else href
+    href = signed(href) if request.options.get("sign") and not offline() else href
     suffix = href.split("?")[0].rsplit("/", 1)[-1].rpartition(".")[2]
     return asset(request, href, f"{item.id}_{key}.{suffix}", size=found.extra_fields.get("file:size"), windowed=True)
 

@@ -122,12 +122,12 @@ def wait(url: str, seconds: float = 20) -> None:
     raise RuntimeError(f"{url} does not answer")
 
 
-def write_cog(path: Path, values: np.ndarray, grid, nodata: float | None = None, block: int = 256, crs: bool = True, overviews: str = "AUTO") -> Path:
+def write_cog(path: Path, values: np.ndarray, grid, nodata: float | None = None, block: int = 256, crs: bool = True, overviews: str = "AUTO", compress: str = "zstd") -> Path:
     "A cloud-optimised GeoTIFF of (band, y, x) or (y, x)."
     path.parent.mkdir(parents=True, exist_ok=True)
     values = values.reshape(-1, *values.shape[-2:])
     about = {"height": grid.shape.y, "width": grid.shape.x, "count": len(values), "dtype": values.dtype.name, "nodata": nodata, "transform": grid.affine}
-    with rasterio.open(path, "w", driver="COG", **about, crs=str(grid.crs) if crs else None, compress="zstd", level=1, blocksize=block, overviews=overviews) as f:
+    with rasterio.open(path, "w", driver="COG", **about, crs=str(grid.crs) if crs else None, compress=compress, level=1, blocksize=block, overviews=overviews) as f:
         f.write(values)
     return path
 

@@ -21,7 +21,7 @@ from isa_nb.lab import sensors, world
 from isa_nb.lab.fields import LC_LUT
 from isa_nb.rasters import open_raster
 from isa_nb.remote import PLANNERS, download
-from isa_nb.stac_source import _client
+from isa_nb.stac_source import SAS, _client
 
 PC, EARTH = "https://planetarycomputer.microsoft.com/api/stac/v1", "https://earth-search.aws.element84.com/v1"
 PLACE = (114.30, 30.50)  # Wuhan, UTM zone 50
@@ -182,6 +182,7 @@ def test_offline_with_what_was_asked_and_fetched_before(on_loopback, peers, tmp_
     catalog, window = entry(tmp_path, "kept"), peers.grid[:64, :64]
     (one,) = PLANNERS["stac"](catalog.request("mine", window))
     monkeypatch.setenv("ISA_OFFLINE", "1")
+    monkeypatch.setattr("planetary_computer.sas.TOKEN_CACHE", {})  # as in another run
     with pytest.raises(RequestError, match="2021~kept.tif.* is not in the cache, and ISA_OFFLINE forbids asking for it"):
         catalog.open("mine", window)
     monkeypatch.delenv("ISA_OFFLINE")
@@ -206,12 +207,18 @@ def test_what_stays_wrong_is_one_line(on_loopback, peers, tmp_path, monkeypatch)
             of.open("mine" if of is not on_loopback else "esri_annual_pc", **how)
         assert "\n" not in str(e.value) and len(str(e.value)) < 500 and SIGNATURE not in str(e.value)
 
+    monkeypatch.setattr("isa_nb.downloads.ATTEMPTS", 2)  # of the same patience, less
+    monkeypatch.setattr("isa_nb.stac_source.ATTEMPTS", 2)
     line(entry(tmp_path, "gone"), r"^mine: .*lulc/gone.tif cannot be read \(.*404.*\): try again later; if it stays, tell its provider", area=peers.grid)
     peers.fail("/search", *[(503, {})] * 9)
     line(entry(tmp_path, "many"), f"^mine: the STAC API {PC} gives no answer that can be used .*: check the network, or try again later", area=peers.grid)
     peers.forget()
     peers.fail("/search", (429, {"retry-after": "100000"}))
     line(entry(tmp_path, "busy"), "asks to come back in .* s: it is busy", area=peers.grid)
+    peers.forget()
+    monkeypatch.setattr("planetary_computer.sas.TOKEN_CACHE", {})
+    peers.fail("/token/isasimulated/lulc", *[(503, {})] * 9)
+    line(entry(tmp_path, "busy"), f"^{SAS} gives no signature for https://isasimulated.blob.core.windows.net/lulc/2021~busy.tif .*: try again later", area=peers.grid)
     peers.forget()
     peers.fail("/", (200, {"content-type": "text/html"}))
     _client.cache_clear()
