@@ -32,7 +32,7 @@ def window_of(own: GeoBox,  # grid of a file
               margin: int = 4,  # pixels on each side
               ) -> GeoBox:  # of the file's pixels
     "The part of a file's lattice that covers a box."
-    place = GeoBox.from_bbox(BoundingBox(*box, "EPSG:4326"), shape=(32, 32))
+    place = GeoBox.from_bbox(BoundingBox(*box, "EPSG:4326"), shape=(32, 32), tight=True)
     left, bottom, right, top = bounds_in(place, own.crs)
     cols, rows = zip(*(~own.affine * p for p in ((left, top), (right, top), (left, bottom), (right, bottom))), strict=True)
     c0, r0, c1, r1 = (int(v) for v in (np.floor(min(cols)) - margin, np.floor(min(rows)) - margin, np.ceil(max(cols)) + margin, np.ceil(max(rows)) + margin))

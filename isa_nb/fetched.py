@@ -26,7 +26,7 @@ from .cut import cut_raster, cut_vector, save_raster, save_vector
 from .downloads import offline
 from .drivers import RASTER_KINDS
 from .entries import Area, Source
-from .fetch_plan import Item, Plan, check_size
+from .fetch_plan import Item, Plan, check_size, covered
 from .results import check_space, digest, locked
 
 # %% ../nbs/reference/75d_fetched.ipynb #470e5223
@@ -48,14 +48,13 @@ class Budget:
             raise RequestError(f"more than the {self.limit / 1e9:g} GB allowed have come in, because a service does not say how large its files are: "
                                "allow more with --max-size; what is here is kept, and the same command goes on from there")
 
-    def of_one(self) -> Callable[[int, int | None], None]:  # for remote.download
-        "Watch one file, of which only the new part counts."
-        seen: list[int] = []
+    def of_one(self, here: int = 0) -> Callable[[int, int | None], None]:  # for remote.download
+        "Watch one file, of which `here` bytes are here: only what is new counts."
+        seen = [here]
 
         def progress(have: int, total: int | None) -> None:
-            before = seen[-1] if seen else have
-            seen[:] = [have]
-            self.spend(max(have - before, 0))
+            before, seen[0] = seen[0], have
+            self.spend(have - before if have > before else 0)
         return progress
 
 # %% ../nbs/reference/75d_fetched.ipynb #fcd71d44
@@ -99,7 +98,8 @@ def _make(item: Item, cat: Catalog, area: Area, out: Path, box: tuple[float, flo
 # %% ../nbs/reference/75d_fetched.ipynb #331d2fa6
 def _entry(source: Source, files: list[dict[str, Any]]) -> dict[str, Any]:
     "A source's entry that means the files of the folder."
-    said = source.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude={"access", "md5", "sha256", "alternative"})
+    said = source.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude={"access", "md5", "sha256", "alternative", "inferred"})
+    said["inferred"] = [k for k in source.inferred if k != "access"]
     years = sorted({f["year"] for f in files if f["year"] is not None})
     newest = next(f for f in files if f["asked"] == min(g["asked"] for g in files))
     path = newest["file"] if len(files) == 1 else newest["file"].replace(f"_{newest['year']}.", "_{year}.")
@@ -201,7 +201,8 @@ def execute(plan: Plan,  # what to fetch
 
 def _download(todo: list[Item], pool: ThreadPoolExecutor, budget: Budget, failed: dict[str, str]) -> None:
     "Bring into the cache what is read whole."
-    waiting = [(i, pool.submit(remote.download, a, budget.of_one())) for i in todo for a in i.missing]
+    part = lambda a: remote.cache_dir() / f"{a.file}.part"  # noqa: E731
+    waiting = [(i, pool.submit(remote.download, a, budget.of_one(part(a).stat().st_size if part(a).exists() else 0))) for i in todo for a in i.missing]
     for item, future in waiting:
         try:
             future.result()
@@ -214,7 +215,7 @@ def _cut(todo: list[Item], cat: Catalog, area: Area, out: Path, pool: ThreadPool
     first = [i for i in todo if i.role == "ecoregions"]
     for part in (first, [i for i in todo if i not in first]):
         around = _around(area, out, record)
-        made = _try(part, lambda i, around=around: _make(i, cat, area, out, around if i.role == "precipitation" else area.bbox), pool, failed)
+        made = _try(part, lambda i, around=around: _make(i, cat, area, out, around if i.role == "precipitation" else covered(area)), pool, failed)
         record["files"] |= made
         write_json(out / RECORD, record)
 
@@ -250,7 +251,7 @@ def _close(plan: Plan, cat: Catalog, out: Path, record: dict[str, Any], kept: li
 
 
 def _write(out: Path, entries: dict[str, Any]) -> Path:
-    text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=200)
+    text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=200, default_flow_style=None)
     return write_text(out / "catalog.yaml", f"# What isa fetch has brought; lies over the catalogue of isa_nb: isa run --catalog catalog.yaml\n\n{text}")
 
 

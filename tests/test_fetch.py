@@ -1,8 +1,6 @@
 """`isa fetch` and `isa run` on what it has brought: the catalogue's own entries and client code, led to servers on the loopback that hold files of the simulated world."""
 import datetime as dt
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +18,12 @@ from odc.geo.geobox import GeoBox
 from stac_peers import Peers, item, write_cog
 from typer.testing import CliRunner
 
-from isa_nb import cli
+from isa_nb import cli, samples
 from isa_nb.catalog import Catalog
 from isa_nb.core import area_geobox, square_geobox
+from isa_nb.drivers import open_raster
 from isa_nb.lab import sensors
+from isa_nb.stac_source import _client
 from isa_nb.years import at
 
 PLACE = (114.30, 30.60)  # Wuhan, UTM zone 50
@@ -80,7 +80,8 @@ def peers(tmp_path_factory):
     for record, name in records.items():
         (folder / f"{record}.json").write_text(json.dumps({"files": [{"key": name, "size": (folder / "zenodo" / name / "content").stat().st_size}]}))
     stored(folder, "worldcover/ESA_WorldCover_10m_2020_v100_N30E114_Map.tif", cat.open("lab_esa", degrees))
-    stored(folder, "esri/lc2020/50R_20200101-20210101.tif", cat.open("lab_esri", metres))
+    esri = cat.open("lab_esri", metres)
+    stored(folder, "esri/lc2020/50R_20200101-20210101.tif", esri.copy(data=np.where(np.isin(esri.values, (3, 6)), 11, esri.values).astype(np.uint8)))  # grass and scrub are rangeland in the annual maps
     geofabrik(folder, cat.open("lab_osm", metres))
     globe = GeoBox.from_bbox((100, 20, 125, 40), "EPSG:4326", resolution=1 / 6)
     rain = cat.open("lab_precipitation", globe)
@@ -108,7 +109,7 @@ def here(peers, tmp_path, monkeypatch):
                  "https://zenodo.org/api/records/5136330": f"{files}/5136330.json", "https://zenodo.org/api/records/4280923": f"{files}/4280923.json",
                  "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v100/2020/map": f"{files}/worldcover", "https://lulctimeseries.blob.core.windows.net/lulctimeseriesv003": f"{files}/esri",
                  "https://download.geofabrik.de/asia/china": files, "https://download.geofabrik.de": files, "https://os.unil.cloud.switch.ch/chelsa02/chelsa/global/bioclim/bio12/1981-2010/CHELSA_bio12_1981-2010_V.2.1.tif": f"{files}/chelsa.tif",
-                 "https://storage.googleapis.com/teow2016": files, "https://earth-search.aws.element84.com/v1": f"{peers.url}/stac", "https://sentinel-cogs.s3.us-west-2.amazonaws.com": files,
+                 "https://storage.googleapis.com/teow2016": files, "https://earth-search.aws.element84.com/v1": peers.url, "https://sentinel-cogs.s3.us-west-2.amazonaws.com": files,
                  "https://nominatim.openstreetmap.org/search?format=jsonv2&limit=1&accept-language=en&q=Wuhan": f"{files}/places.json?q=Wuhan",
                  "https://nominatim.openstreetmap.org/search?format=jsonv2&limit=1&accept-language=en&q=Nowhere": f"{files}/nowhere.json?q=Nowhere"}
     monkeypatch.setenv("ISA_ENDPOINTS", json.dumps(addresses))
@@ -119,6 +120,7 @@ def here(peers, tmp_path, monkeypatch):
     names = ["gisa_2019", "glc_fcs30_2020", "esa_worldcover_2020", "esri_annual", "geofabrik", "sentinel2_l2a", "chelsa_bio12", "ecoregions_resolve_2017"]
     mine.write_text(yaml.safe_dump({"sources": {n: {"simulated": True} for n in names}}))
     peers.forget()
+    _client.cache_clear()
     return tmp_path
 
 
@@ -135,7 +137,7 @@ def fetch(here: Path, *words: str, products: str = ALL) -> tuple[int, str, str]:
     return isa("fetch", "--bbox", BOX, "--name", "wuhan_now", "--products", products, "--catalog", str(here / "simulated.yaml"), "--out", str(here / "out"), *words)
 
 
-def test_from_a_box_to_zone_and_labels(here):
+def test_from_a_box_to_zone_and_labels(here, peers):
     code, out, err = fetch(here)
     assert code == 0, err
     assert "zone W4" in out and "(simulated)" in out and "isa run --catalog" in out and "CC-BY-4.0: name the authors" in out
@@ -147,8 +149,9 @@ def test_from_a_box_to_zone_and_labels(here):
     assert all(made.source(n).citation in page for n in ("gisa_2019", "geofabrik", "sentinel2_l2a")) and "ODbL-1.0" in page
     with rasterio.open(here / "out/data/esri_annual_2020.tif") as f:
         assert f.tags()["licence"] == "CC-BY-4.0" and f.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
-    world, grid = Catalog.load(), area.geobox(10)
-    assert (made.open("esri_annual", grid).values == world.open("lab_esri", square_geobox(*PLACE, 6400, 10)).sel(x=made.open("esri_annual", grid).x, y=made.open("esri_annual", grid).y, method="nearest").values).all()
+    grid = area.geobox(10)
+    for name, served in (("esri_annual", "esri/lc2020/50R_20200101-20210101.tif"), ("gisa_2019", "zenodo/GISA_v01_1972_2019_N35_E110.tif/content")):
+        assert (made.open(name, grid).values == open_raster(peers.folder / served, grid, fill=255).values).all(), "cut pixel for pixel"
     run = isa("run", "--profile", "smoke", "--experiments", "zoning,labels", "--catalog", str(here / "out/catalog.yaml"), "--out", str(here / "run"))
     assert run[0] == 0, run[2]
     places = pd.read_csv(here / "run/zoning/tables/places.csv")
@@ -159,3 +162,153 @@ def test_from_a_box_to_zone_and_labels(here):
     said = {s["source"]: s for s in manifest["sources"]}
     assert said["gisa_2019"]["licence"] == "CC-BY-4.0" and said["gisa_2019"]["year"] == 2019 and said["geofabrik"]["roles"] == ["osm"]
     assert "Data, licences and citations" in report and "ODbL-1.0: say © OpenStreetMap contributors" in report and "Huang X., Li J., Yang J. et al. 2021" in report
+    ledger = run_samples(here)
+    assert {(r["name"], r["year"], r["licence"]) for r in ledger} >= {("gisa_2019", 2019, "CC-BY-4.0"), ("sentinel2_l2a", 2020, "copernicus"), ("geofabrik", 2020, "ODbL-1.0")}
+    asked = len(peers.asked)
+    code, out, err = fetch(here, "--offline")
+    assert code == 0 and "0 fetched, 8 kept, 0 failed" in out and len(peers.asked) == asked, "what is in the folder needs no network"
+
+
+def run_samples(here: Path) -> list[dict]:
+    "The sources in the ledger of samples cut from the fetched image."
+    cat = Catalog.load(overlay=here / "out/catalog.yaml")
+    where = cat.area("wuhan_now")
+    grid = where.geobox(size=1600)
+    image, labels = cat.open("sentinel2_l2a", grid), cat.source("esri_annual").to_isa(cat.open("esri_annual", grid))
+    used = [cat.source(n) for n in (*where.sources.imagery, *where.sources.products, *where.sources.osm)]
+    sources = [{"role": "any", "name": u.name, "title": u.title, "year": u.year, "licence": u.licence, "citation": u.citation, "simulated": u.simulated} for u in used]
+    ledger = samples.cut(image, labels, here / "chips", size=32, overlap=0, sources=sources)
+    return json.loads(ledger["sources"].iloc[0]) if isinstance(ledger["sources"].iloc[0], str) else list(ledger["sources"].iloc[0])
+
+
+FEW = "gisa_2019,esri_annual"
+
+
+def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> None:
+    assert result[0] == code, result
+    assert len(result[2].strip().splitlines()) == 1 and "Traceback" not in result[2], result[2]
+    for word in words:
+        assert word in result[2], result[2]
+
+
+def test_a_dry_run_plans_and_fetches_nothing(here, peers):
+    code, out, err = fetch(here, "--dry-run", "--years", "2010,2020", products="gisa_2019,esa_worldcover")
+    assert code == 0, err
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.split()}
+    assert "to come over the network" in out and "what to cite" in out and not (here / "out").exists() and not list((here / "cache").glob("g*"))
+    rows = [line.split()[:5] for line in out.splitlines() if line.split()[:1] == ["gisa_2019"]]
+    assert rows == [["gisa_2019", "products", "2010", "2010", "0"]], "a map of first years serves all"
+    assert lines["esa_worldcover_2020"][2:5] == ["2010", "2020", "10"], "one file for both years"
+    assert not any("content" in a and a.startswith("GET") for a in peers.asked)
+
+
+def test_never_more_than_a_stated_size(here, peers):
+    assert_one_line(fetch(here, "--max-size", "0.000001", products=FEW), 2, "more than the 1e-06 GB allowed", "--max-size")
+    assert_one_line(fetch(here, "--max-size", "0", products=FEW), 2, "--max-size 0: give a size in GB above 0")
+    name = "GISA_v01_1972_2019_N35_E110.tif"
+    record = peers.folder / "5136330.json"
+    kept = record.read_text()
+    record.write_text(json.dumps({"files": [{"key": name}]}))  # a service that does not say how large its files are
+    try:
+        code, out, err = fetch(here, "--max-size", "0.000001", products="gisa_2019")
+    finally:
+        record.write_text(kept)
+    assert code == 1 and "unknown" in out and "because a service does not say how large its files are" in err and not (here / "out/catalog.yaml").exists()
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["--bbox", "1,2,3"], 2, "write it as W,S,E,N in degrees"),
+    (["--bbox=-190,0,10,10"], 2, "leaves the Earth"),
+    (["--bbox", "179,-17,-179,-16"], 2, "crosses the antimeridian"),
+    (["--bbox", "0,80,10,89"], 2, "beyond what UTM covers"),
+    (["--bbox", "10,20,5,30"], 2, "is empty"),
+    (["Wuhan", "--bbox", "1,2,3,4"], 2, "only one of them"),
+    ([], 2, "say which place is meant"),
+    (["Nowhere"], 2, "no place is called 'Nowhere': correct it, add the country, or give --bbox"),
+    (["none.geojson"], 2, "no such file: none.geojson"),
+    (["Atlantis", "--offline"], 2, "ISA_OFFLINE"),
+    (["wuhan", "--products", "esa_worldcove"], 2, "did you mean 'esa_worldcover_20"),
+    (["wuhan", "--products", ","], 2, "--products names no source"),
+    (["wuhan", "--years", "now"], 2, "--years 'now': write years with commas"),
+    (["wuhan", "--years", "20"], 2, "give years from 1950 to 2100"),
+    (["wuhan", "--size", "-3"], 2, "--size -3"),
+    (["wuhan", "--name", "My Town"], 2, "--name 'My Town': write small letters, digits and _"),
+    (["wuhan", "--catalog", "none.yaml"], 2, "no such catalogue: none.yaml"),
+    (["wuhan", "--products", "gisa_2019", "--workers", "0"], 2, "0 workers"),
+])
+def test_a_wrong_request_is_one_line_and_leaves_nothing(here, monkeypatch, words, code, message):
+    work = here / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert_one_line(isa("fetch", *words), code, "isa fetch: ", message)
+    assert not list(work.iterdir())
+
+
+def test_what_cannot_be_fetched_is_told_and_the_rest_is_made(here, peers):
+    peers.fail("/content", *[(404, {})] * 20)
+    code, out, err = fetch(here, products="gisa_2019,esri_annual,globeland30_2020,lab_esa")
+    assert code == 1 and "1 fetched, 0 kept, 3 failed" in out
+    lines = {line.split(": ")[1]: line for line in err.strip().splitlines()}
+    assert "does not exist on the server (404)" in lines["gisa_2019"] and "registered users only" in lines["globeland30_2020_2020"] and "simulated already" in lines["lab_esa"]
+    peers.forget()
+    code, out, err = fetch(here, products=FEW)
+    assert (code, err) == (0, "") and "1 fetched, 1 kept, 0 failed" in out
+
+
+def test_places_by_name_and_by_file(here):
+    shape = here / "district.geojson"
+    gpd.GeoDataFrame(geometry=[area_geobox((114.28, 30.58, 114.31, 30.61), 10).extent.geom], crs=32650).to_crs(4326).to_file(shape)
+    for place, key in ((str(shape), "district"), ("Wuhan", "wuhan")):
+        code, out, err = isa("fetch", place, "--products", "esri_annual", "--size", "2", "--out", str(here / key))
+        assert code == 0, err
+        area = Catalog.load(overlay=here / key / "catalog.yaml").area(key)
+        assert abs(area.centre[0] - 114.3) < 0.01 and area.zone is None and "no zone" in out and area.experiments == ["osm"]
+    assert "© OpenStreetMap contributors" in (here / "wuhan/LICENCES.md").read_text()
+    assert isa("fetch", "Wuhan", "--products", "esri_annual", "--size", "2", "--out", str(here / "wuhan"), "--offline")[0] == 0, "the answer of the geocoder is kept"
+
+
+CODE = "from isa_nb.cli import app; app()"
+
+
+def test_a_killed_fetch_goes_on_and_two_share_a_cache(here, peers):
+    words = [sys.executable, "-c", CODE, "fetch", "--bbox", BOX, "--products", "gisa_2019", "--catalog", str(here / "simulated.yaml"), "--out"]
+    peers.fail("/content", *[(503, {"retry-after": "30"})])  # the first waits
+    first = subprocess.Popen([*words, str(here / "a")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 40
+    while not any(a.startswith("GET /files/zenodo") for a in peers.asked) and time.monotonic() < until:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    assert not (here / "a/catalog.yaml").exists()
+    peers.forget()
+    second = subprocess.Popen([*words, str(here / "b")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code, _, err = isa(*words[3:], str(here / "a"))
+    assert (code, err) == (0, "") and (second.communicate()[1], second.returncode) == ("", 0)
+    assert len([a for a in peers.asked if a.startswith("GET /files/zenodo")]) == 1, "the second takes what the first has brought"
+    one, two = (json.loads((here / n / "fetch.json").read_text())["files"]["gisa_2019"]["sha256"] for n in ("a", "b"))
+    assert one == two
+
+
+def test_a_folder_that_cannot_be_used(here):
+    (here / "mine").mkdir()
+    (here / "mine/thesis.txt").write_text("keep me")
+    assert_one_line(isa("fetch", "--bbox", BOX, "--products", "esri_annual", "--out", str(here / "mine")), 2, "is not empty and was not made by isa fetch")
+    assert_one_line(isa("fetch", "--bbox", BOX, "--products", "esri_annual", "--out", str(here / "mine/thesis.txt")), 2, "is a file: choose a folder as --out")
+    assert_one_line(isa("fetch", "--bbox", BOX, "--products", "esri_annual", "--out", "/proc/none"), 2, "cannot write to /proc/none")
+
+
+def test_a_full_disk_is_one_line(here, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("isa_nb.cut.rasterio.open", full)
+    code, out, err = fetch(here, products="esri_annual")
+    assert code == 1 and len(err.strip().splitlines()) == 1 and "No space left on device" in err
+
+
+def test_more_years_and_a_map_of_first_years(here):
+    code, out, err = fetch(here, "--years", "2010,1995,2020", products="gisa_2019,geofabrik,esri_annual")
+    assert code == 1 and [line.split(": ")[1] for line in err.splitlines()] == ["geofabrik_2017", "esri_annual_2017"], "there are no files of these years"
+    cat = Catalog.load(overlay=here / "out/catalog.yaml")
+    grid = cat.area("wuhan_now").geobox(30)
+    shares = [float((at(cat, y).source("gisa_2019").to_isa(at(cat, y).open("gisa_2019", grid)) == 1).mean()) for y in (1995, 2010)]
+    assert 0 < shares[0] < shares[1] and sorted(p.name for p in (here / "out/data").iterdir()) == ["esri_annual_2020.tif", "geofabrik_2020.gpkg", "gisa_2019.tif"]
