@@ -337,12 +337,13 @@ def map_command(
         model: Annotated[Path, typer.Argument(help="Model folder: model.safetensors and config.json.", metavar="MODEL")],
         source: Annotated[str, typer.Argument(help="Imagery: GeoTIFF, VRT or COG.", metavar="SOURCE")],
         out: Annotated[Path, typer.Argument(help="The map, a GeoTIFF; probabilities go beside it, to OUT_probability.tif.", metavar="OUT")],
-        tile: Annotated[int, typer.Option(help="Side of a tile in pixels.", metavar="N")] = 512,
-        overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.", metavar="N")] = 128,
+        tile: Annotated[int, typer.Option(help="Side of a tile in pixels; 64 for a model that answers ten times as finely.", metavar="N")] = 512,
+        overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share; 16 for such a model.", metavar="N")] = 128,
         bands: Annotated[str | None, typer.Option(help="Bands in the order of the model, by number or name, with commas. Default: all.", metavar="3,2,...|red,green,...")] = None,
         nodata: Annotated[str | None, typer.Option(help="Nodata of the imagery, or `none`. Default: as the file says.", metavar="VALUE|none")] = None,
         batch: Annotated[int | None, typer.Option(help="Tiles at once. Default: 8 on a graphics card, else 1.", metavar="N")] = None,
         device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, or `auto`: a graphics card if there is one.")] = "auto",
+        within: Annotated[Path | None, typer.Option(help="Boundary, e.g. of a city: a shapefile, GeoPackage or GeoJSON; outside, the map is nodata (255).", metavar="FILE")] = None,
         stac: Annotated[str | None, typer.Option(help="Also write a STAC item, OUT.json: when was the imagery taken?", metavar="2021|2021-06|2021-06-30")] = None,
         scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, whose workers see the same files.", metavar="ADDRESS")] = None,
         resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on with an interrupted map, or start over.")] = True,
@@ -360,13 +361,16 @@ def map_command(
         if stac is not None:
             from isa_nb.stac import item_path, map_item, span, write_item
             span(stac)
-        network, client = load(model), None
+        network, client, area = load(model), None, None
+        if within is not None:
+            from isa_nb.vectors import open_vector
+            area = open_vector(within)
         if scheduler is not None:
             from isa_nb.batch import connect
             out.parent.mkdir(parents=True, exist_ok=True)
             client = stack.enter_context(connect(scheduler, out.parent))
         with _watched("map") as progress:
-            made = map_raster(network, source, out, tile, overlap, client, batch=batch, device=device, bands=chosen, nodata=void, resume=resume, overwrite=overwrite, progress=progress)
+            made = map_raster(network, source, out, tile, overlap, client, batch=batch, device=device, bands=chosen, nodata=void, within=area, resume=resume, overwrite=overwrite, progress=progress)
         print(_map_summary(made))
         if stac is not None:
             print(write_item(map_item(made, stac), item_path(made)))

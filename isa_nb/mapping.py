@@ -254,8 +254,8 @@ def _key(path: Path) -> str | None:
 def map_raster(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B, n, H, W) logits
                source: Raster,  # path of a GeoTIFF, VRT or COG; or DataArray (band, y, x) with a CRS
                out: str | Path,  # GeoTIFF of classes to be made; that of probabilities lies beside it, see `probability_path`
-               tile: int = 512,  # side of a tile in pixels
-               overlap: int = 128,  # pixels that neighbouring tiles share
+               tile: int = 512,  # side of a tile in pixels of the imagery; a model that answers ten times as finely needs as much memory with 64
+               overlap: int = 128,  # pixels that neighbouring tiles share; 16 for such a model
                client: Any = None,  # dask.distributed client whose workers see the same files; None: this process alone
                *,
                batch: int | None = None,  # tiles at once; None: 8 on a graphics card, else 1

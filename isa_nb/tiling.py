@@ -192,7 +192,7 @@ class Tiling:
     def box(self) -> GeoBox:
         "The grid of the map."
         box, s = self.imagery.box, self.scale
-        return box if s == 1 else GeoBox((box.shape.y * s, box.shape.x * s), box.affine * Affine.scale(1 / s), box.crs)
+        return box if s == 1 else GeoBox((box.shape.y * s, box.shape.x * s), box.affine @ Affine.scale(1 / s), box.crs)
 
     def across(self, panel: int) -> tuple[range, int, int]:
         "The tiles that touch a panel; the first pixel that they cover, and one after the last."
