@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 
-from .change import at_year, code_of, first_year_codes
+from .change import at_year, first_year_codes
 from .core import NODATA, atomic_path
 from .figures import SERIES, panel, show_codes
 
