@@ -130,22 +130,23 @@ def find_flaws(images: Mapping[int, xr.DataArray],  # year -> (band, y, x) digit
                most: float = 0.5,  # share of a year that may be lost
                ) -> tuple[dict[int, np.ndarray], pd.DataFrame]:  # year -> (y, x) bool, usable; and year, nodata, saturated, cloud, usable (shares)
     "Which pixels of each year can be used."
-    ok = {y: _holds(i.values, i.rio.nodata) for y, i in images.items()}
+    top = lambda i: np.iinfo(i.dtype).max if i.dtype.kind in "iu" else np.inf  # noqa: E731
+    holds = {y: _holds(i.values, i.rio.nodata) for y, i in images.items()}
+    full = {y: holds[y] & (i.values >= top(i)).any(0) for y, i in images.items()}
+    ok = {y: holds[y] & ~full[y] for y in images}
     blue = {y: i.values[0].astype(np.float32) for y, i in images.items()}
     grid = geobox_of(next(iter(images.values())))
     metres = abs(grid.resolution.x) * (111_320 if grid.crs.geographic else 1)
     usable, rows = {}, []
     for year, image in images.items():
-        top = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else np.inf
-        full = ok[year] & (image.values >= top).any(0)
         if scl and year in scl:
             same_grid(image, scl[year], names=[f"the image of {year}", "its scene classification"])
             cloud = ok[year] & np.isin(scl[year].values, SCL_BAD)
         else:
             cloud = ok[year] & _clouds(blue, ok, year, bright, max(1, round(least * 1e4 / metres ** 2)))
-        usable[year] = ok[year] & ~full & ~cloud
-        rows.append((year, *(float(v.mean()) for v in (~ok[year], full, cloud, usable[year]))))
-        if not ok[year].any():
+        usable[year] = ok[year] & ~cloud
+        rows.append((year, *(float(v.mean()) for v in (~holds[year], full[year], cloud, usable[year]))))
+        if not holds[year].any():
             raise DataError(f"the image of {year} holds no data here: the area lies outside it; choose an area inside, or another image")
         if rows[-1][-1] < 1 - most:
             raise DataError(f"only {rows[-1][-1]:.0%} of the image of {year} can be used ({rows[-1][3]:.0%} clouded, {rows[-1][2]:.0%} saturated, {rows[-1][1]:.0%} without data): choose another image of that year")
