@@ -28,7 +28,7 @@ LARGEST = 200 * 10**9  # bytes unpacked in all
 def _safe_name(name: str, archive: Path) -> str:
     "A member's name as a relative path without steps upwards."
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or ":" in str(path):
         raise DataError(f"{archive.name} names a file outside its folder ({name[:60]}): it is damaged or hostile, and nothing was unpacked")
     return str(path)
 

@@ -7,6 +7,8 @@ __all__ = ['GDAL', 'PLANNERS', 'Asset', 'asset', 'cached', 'download', 'boxes', 
            'cache_dir', 'endpoint', 'need_network', 'offline', 'session', 'stat', 'unpack']
 
 # %% ../nbs/reference/11d_remote.ipynb #cf5cdbd2
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,7 +52,7 @@ def asset(request: Request,  # of a driver
           **known: object,  # size, checksum, members, windowed
           ) -> Asset:
     "An asset of a request, with what the catalogue says of its source."
-    name = file or url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    name = re.sub(r"[^\w.()+=,-]", "_", file or url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]).lstrip(".")  # what a service says is no path
     return Asset(url, request.name, f"{request.name}/{name}", year=request.year, licence=request.licence, citation=request.citation, **known)
 
 # %% ../nbs/reference/11d_remote.ipynb #9437ddef
@@ -114,7 +116,7 @@ def open_assets(request: Request,  # of a driver
     if request.kind in RASTER_KINDS:
         _no_text(paths)
     kept = {k: v for k, v in request.options.items() if k in ("layer", "band", "bands", "columns", "encoding", "crs")}
-    with rasterio.Env(**GDAL):
+    with rasterio.Env(**GDAL | {"GDAL_HTTP_LOW_SPEED_TIME": max(round(float(os.environ.get("ISA_TIMEOUT", "30"))), 1)}):
         return open_file(replace(request, options={**kept, "path": paths}))
 
 

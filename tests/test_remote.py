@@ -410,6 +410,15 @@ def test_window_of_a_file_that_fails(server, monkeypatch):
     assert line(e)
 
 
+def test_window_that_stalls(server):
+    server.files["/a.tif"] = tiff(190)
+    server.script["/a.tif"] = [Answer(tiff(190)), *(Answer(tiff(190), 206, stall=0, Content_Range="bytes 0-1000/2000") for _ in range(9))]
+    began = time.perf_counter()
+    with pytest.raises(DataError, match="cannot be read as a raster") as e:
+        remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])
+    assert line(e) and time.perf_counter() - began < 10
+
+
 def test_window_survives_a_busy_server(server):
     server.files["/a.tif"] = tiff(190, nodata=250)
     server.script["/a.tif"] = [Answer(status=503), Answer(status=502)]
@@ -576,6 +585,12 @@ def test_strange_answers(server, monkeypatch, answer, text):
     with pytest.raises(DataError, match=text) as e:
         CAT.open("gisa_2019", WUHAN)
     assert line(e)
+
+
+def test_names_of_a_service_are_no_paths(server, cache, monkeypatch):
+    serve(server, monkeypatch, "https://zenodo.org", zenodo(14848113, ("../../../new.tif", tiff(3))))
+    a, = remote.PLANNERS["zenodo"](CAT.request("gisa_new", WUHAN))
+    assert (cache / a.file).resolve().parent == (cache / "gisa_new").resolve()
 
 
 def test_pattern_without_a_value(server, monkeypatch):
