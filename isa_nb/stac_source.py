@@ -39,7 +39,7 @@ from requests.exceptions import RequestException
 from shapely.geometry import box, shape
 
 from .core import DataError, RequestError, raster, unknown
-from .downloads import ATTEMPTS, _remembered, endpoint, offline, session
+from .downloads import ATTEMPTS, _remembered, _seconds, endpoint, offline, session
 from .drivers import CLASS_KINDS, Request
 from .files import bounds_in
 from .remote import GDAL, Asset, asset, boxes, cached, need_network
@@ -50,7 +50,7 @@ PAGE = 100  # items asked for at once
 
 @lru_cache(maxsize=8)
 def _client(api: str) -> Client:
-    io = StacApiIO(request_modifier=_mapped, timeout=(10, 60))
+    io = StacApiIO(request_modifier=_mapped, timeout=_seconds())
     io.session = session()
     return Client.open(api, stac_io=io)
 

@@ -1,13 +1,10 @@
 """Peers on the loopback for what lies behind STAC APIs: a STAC API server that is not ours (rustac), and in front of it a server of files that counts, signs and fails on demand."""
-import contextlib
 import datetime as dt
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter, deque
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pystac
 import rasterio
 import requests
 import uvicorn
+from servers import free_port, wait_for
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -23,12 +21,6 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 SIGNATURE = "sig=a-secret&se=2099"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Peers:
@@ -88,7 +80,7 @@ class Peers:
                                      Route("/{path:path}", self.forward, methods=["GET", "POST"])])
         self.server = uvicorn.Server(uvicorn.Config(self, port=self.port, log_level="error", lifespan="off", limit_concurrency=None))
         threading.Thread(target=self.server.run, daemon=True).start()
-        wait(self.url + "/files/none")
+        wait_for(self.port)
         return self
 
     def serve(self, items: list[pystac.Item]) -> None:
@@ -102,24 +94,13 @@ class Peers:
         listed.write_text(json.dumps({"type": "FeatureCollection", "features": [i.to_dict(include_self_link=False) | {"links": []} for i in items]}))
         program = Path(sys.executable).with_name("rustac")
         self.stac = subprocess.Popen([program, "serve", "--addr", self.url, "--bind", f"127.0.0.1:{self.stac_port}", *paths, listed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait(f"http://127.0.0.1:{self.stac_port}/")
+        wait_for(self.stac_port)
 
     def stop(self) -> None:
         self.server.should_exit = True
         if self.stac:
             self.stac.terminate()
             self.stac.wait(10)
-
-
-def wait(url: str, seconds: float = 20) -> None:
-    "Until a server answers."
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with contextlib.suppress(requests.ConnectionError):
-            requests.get(url, timeout=5)
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"{url} does not answer")
 
 
 def write_cog(path: Path, values: np.ndarray, grid, nodata: float | None = None, block: int = 256, crs: bool = True, overviews: str = "AUTO", compress: str = "zstd") -> Path:
