@@ -79,6 +79,15 @@ def peers(tmp_path_factory):
     items[0].assets["data"].href = f"{blob}/lost.tif"
     items += scenes(p, p.image, p.grid)
 
+    # The same scenes as Planetary Computer offers them: other names, signed links, and a scene in two processings.
+    for k, i in enumerate(items[2:]):
+        links = {pc: f"https://isasimulated.blob.core.windows.net/s2/{k}/{name}.tif" for pc, name in zip(("B02", "B03", "B04", "B08", "SCL"), (*sensors.BANDS, "scl"), strict=True)}
+        if k != 6:  # harmonised by the other provider
+            items.append(item(f"pc{k}", "sentinel-2-pc", p.grid, i.datetime, links, proj=False, **{"eo:cloud_cover": 5.0, "s2:mgrs_tile": "50RKU", "s2:processing_baseline": "05.10" if k == 5 else "02.14"}))
+    old = items[-2].clone()
+    old.id, old.properties["s2:processing_baseline"] = "pc5-before", "04.00"
+    items.append(old)
+
     # Elsewhere: an item without a CRS, a file without one, both sides of the antimeridian, the pole.
     p.blank = square_geobox(20.3, 30.5, SIDE, 10)
     write_cog(p.folder / "lulc/nocrs.tif", p.classes, p.blank, 0)
@@ -280,6 +289,17 @@ def test_without_mask_or_harmonisation_it_would_not(on_loopback, peers, monkeypa
     assert abs(differs(offset)) < 5 and abs(differs(already)) < 5, "the offset is taken off, once"
     monkeypatch.setattr("isa_nb.composite.OFFSET", 0)
     assert abs(differs(offset) - 1000) < 5 and abs(differs(already)) < 5
+
+
+def test_another_provider_gives_the_same(on_loopback, peers, tmp_path):
+    (tmp_path / "pc.yaml").write_text("sources: {sentinel2_l2a_pc: {access: {driver: stac, options: {collection: sentinel-2-pc}}}}")
+    catalog = Catalog.load(overlay=tmp_path / "pc.yaml")
+    plan = PLANNERS["stac"](catalog.request("sentinel2_l2a_pc", peers.grid, 2021))
+    assert len(plan) == 7 * 5 and all(SIGNATURE in a.url for a in plan) and not any("before" in a.file for a in plan), "of two processings the later"
+    made = sentinel2(peers.grid, 2021, source="sentinel2_l2a_pc", catalog=catalog).compute()
+    seen = made.observations.values > 2
+    assert seen.mean() > 0.9 and np.percentile(np.abs(made.image.values.astype(int) - peers.image)[:, seen], 99.9) < 60
+    assert list(catalog.open("sentinel2_l2a_pc", peers.grid[:64, 64:128], 2021).band.values) == ["blue", "green", "red", "nir"]
 
 
 def test_a_composite_on_another_grid_is_resampled_once(on_loopback, peers):
