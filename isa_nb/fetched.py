@@ -124,10 +124,10 @@ def overlay(area: Area,  # the place
     images = [cat.source(n).metres for n in roles.get("imagery", [])]
     metres = images or [m for n in roles.get("products", []) if (m := cat.source(n).metres)] or [16]
     enough = len(roles.get("products", [])) > 1
-    experiments = ["osm", *(["labels"] if enough else []), *(["samples", "model"] if enough and images else [])]
     one = lambda role: next(iter(roles.get(role, [])), None)  # noqa: E731
     sources = {"products": roles.get("products", []), "osm": roles.get("osm", []), "imagery": roles.get("imagery", []), "truth": None, "truth_lc": None,
                "precipitation": one("precipitation"), "ecoregions": one("ecoregions")}
+    experiments = ["zoning", "osm", *(["labels"] if enough else []), *(["samples", "model"] if enough and images else [])]
     place = {"title": area.title, "bbox": list(area.bbox), "centre": list(area.centre or []) or None, "zone": zone, "section": None, "resolution": max(round(min(metres)), 1), "crs": None,
              "sources": sources, "experiments": experiments, "citation": area.citation, "note": note, "inferred": []}
     ours = Catalog.load()

@@ -215,5 +215,6 @@ def make_plan(suite: Suite,  # the declared experiments
     for place in places:
         for name in sorted(place.experiments or frozenset()):
             if any(t.experiment == name for t in plan.values()):
-                add(name, place)
+                for here in where(name, place):
+                    add(name, here)
     return plan

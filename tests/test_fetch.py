@@ -143,7 +143,7 @@ def test_from_a_box_to_zone_and_labels(here, peers):
     assert "zone W4" in out and "(simulated)" in out and "isa run --catalog" in out and "CC-BY-4.0: name the authors" in out
     made = Catalog.load(overlay=here / "out/catalog.yaml")
     area = made.area("wuhan_now")
-    assert (area.zone, area.resolution, area.experiments) == ("W4", 10, ["osm", "labels", "samples", "model"]) and not made.zones
+    assert (area.zone, area.resolution, area.experiments) == ("W4", 10, ["zoning", "osm", "labels", "samples", "model"]) and not made.zones
     assert area.sources.products == ["gisa_2019", "glc_fcs30_2020", "esa_worldcover_2020", "esri_annual"]
     page = (here / "out/LICENCES.md").read_text()
     assert all(made.source(n).citation in page for n in ("gisa_2019", "geofabrik", "sentinel2_l2a")) and "ODbL-1.0" in page
@@ -262,7 +262,7 @@ def test_places_by_name_and_by_file(here):
         code, out, err = isa("fetch", place, "--products", "esri_annual", "--size", "2", "--out", str(here / key))
         assert code == 0, err
         area = Catalog.load(overlay=here / key / "catalog.yaml").area(key)
-        assert abs(area.centre[0] - 114.3) < 0.01 and area.zone is None and "no zone" in out and area.experiments == ["osm"]
+        assert abs(area.centre[0] - 114.3) < 0.01 and area.zone is None and "no zone" in out and area.experiments == ["zoning", "osm"]
     assert "© OpenStreetMap contributors" in (here / "wuhan/LICENCES.md").read_text()
     assert isa("fetch", "Wuhan", "--products", "esri_annual", "--size", "2", "--out", str(here / "wuhan"), "--offline")[0] == 0, "the answer of the geocoder is kept"
 
