@@ -54,7 +54,7 @@ def nest(lr: xr.DataArray,  # (band, y, x) coarse image, any CRS
     grid = geobox_of(hr).zoom_out(scale)
     void = lr.rio.nodata
     lr = lr.astype(np.float32) if void is None and not np.issubdtype(lr.dtype, np.floating) else lr  # NaN will be needed beyond its edge
-    at = GeoBox(grid.shape, Affine.translation(east, north) * grid.affine, grid.crs)
+    at = GeoBox(grid.shape, Affine.translation(east, north) @ grid.affine, grid.crs)
     there = lr.odc.reproject(at, resampling="nearest" if fits else resampling, dst_nodata=np.nan if void is None else void)
     return raster(there.values, grid, str(lr.name), void, **{k: v for k, v in lr.attrs.items() if k not in ("_FillValue", "nodata")}), hr
 
@@ -134,13 +134,14 @@ def pair_shift(lr: xr.DataArray,  # (band, h, w) coarse image of `nest`
                seed: int = 0,  # of the draws
                ) -> Shift:  # of the coarse image against the fine one, metres
     "How far the coarse image lies beside the fine one."
-    grey, step = np.nanmean(_known(lr), 0), abs(geobox_of(lr).resolution.x)
-    up = zoom(np.where(np.isfinite(grey), grey, np.nanmedian(grey)), hr.shape[-1] / lr.shape[-1], order=1, mode="nearest", grid_mode=True)
+    grey, step, k = np.nanmean(_known(lr), 0), abs(geobox_of(lr).resolution.x), hr.shape[-1] // lr.shape[-1]
+    f = max(d for d in range(1, k + 1) if k % d == 0 and (k >= 4 * d or d == 1))
+    grid, fine = geobox_of(hr).zoom_out(f), np.nan_to_num(blocks(hr, f)).astype(np.float32)
+    up = zoom(np.where(np.isfinite(grey), grey, np.nanmedian(grey)), k // f, order=1, mode="nearest", grid_mode=True)
     levels = np.searchsorted(np.quantile(up, np.arange(1, LEVELS) / LEVELS), up).astype(np.uint8) + 1
-    fine = hr.copy(data=np.nan_to_num(hr.values)) if np.issubdtype(hr.dtype, np.floating) else hr
-    unit = abs(geobox_of(hr).resolution.x)
-    m = int(min(reach * step / unit, min(hr.shape[1:]) // 4 - 1))
-    return coregistration(raster(levels, geobox_of(hr), "levels", 0), fine, reach=m * unit, seed=seed, tolerance=step / 4)
+    unit = abs(grid.resolution.x)
+    m = int(min(reach * step / unit, min(fine.shape[1:]) // 4 - 1))
+    return coregistration(raster(levels, grid, "levels", 0), raster(fine, grid, "fine", 0), reach=m * unit, seed=seed, tolerance=step / 4)
 
 
 def shift_text(s: Shift,  # of `pair_shift`

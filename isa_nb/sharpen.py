@@ -91,7 +91,7 @@ def upsampled(image: xr.DataArray,  # (band, y, x) coarse image
 
 def _finer(image: xr.DataArray, k: int) -> GeoBox:
     box = geobox_of(image)
-    return GeoBox((box.shape.y * k, box.shape.x * k), box.affine * box.affine.scale(1 / k), box.crs)
+    return GeoBox((box.shape.y * k, box.shape.x * k), box.affine @ box.affine.scale(1 / k), box.crs)
 
 # %% ../nbs/reference/44a_sharpen.ipynb #5e3207cb
 class PairLoss(nn.Module):

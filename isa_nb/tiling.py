@@ -141,6 +141,8 @@ def count_classes(runner: Runner,  # the model
                   ) -> tuple[int, int]:  # number of its classes, and of its pixels along the side of one of the imagery
     "Try the model on a small tile, once the bands are known to be the ones it wants."
     want = list(runner.spec.bands) if runner.spec is not None else None
+    if runner.spec is not None and not runner.spec.classes:
+        raise RequestError("the model has no classes, it makes images: draw with sharpen.draw instead of mapping")
     if want is not None and (len(want) != imagery.bands or (any(imagery.names) and imagery.names != want)):
         have, there = ", ".join(n or "no name" for n in imagery.names), set(want) <= set(imagery.names)
         raise DataError(f"the model wants {len(want)} bands ({', '.join(want)}) and {imagery.called} gives {imagery.bands} ({have}): "
