@@ -83,3 +83,19 @@ def test_labels_of_another_crs_with_nineteen_classes(results):
     assert "Image in EPSG:25835, 9 bands of 10.0 m; labels in EPSG:3067, 20 m; 19 classes." in notes
     with rasterio.open(results / "two_crs/lataseno/data/map.tif") as f:
         assert f.shape == (247, 442) and f.crs.to_epsg() in (25835, 3067) and set(np.unique(f.read(1))) <= {*range(1, 20), 255}
+
+
+def test_jaca_four_dates_through_change(tmp_path):
+    "A real stack without years and labels: harmonised, filtered, and said to be a count."
+    command = [sys.executable, "-c", "from isa_nb.cli import app; app()", "run", "--profile", "smoke", "--experiments", "change", "--zones", "jaca", "--catalog", str(HERE / "real/catalog.yaml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=HERE.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    step = "change/jaca"
+    offsets, light, moves = (table(tmp_path / "run", step, n) for n in ("offsets", "light", "transitions"))
+    assert offsets.year.tolist() == [1, 2, 3, 4] and not offsets.offset.any()
+    assert (light.groupby("year").rmse_after.mean() < light.groupby("year").rmse_before.mean()).all()
+    assert moves[moves.maps == "single years"].lost.min() > 100 and not moves[moves.maps == "filtered"].lost.any()
+    said = json.loads((tmp_path / "run" / step / "outputs.json").read_text())
+    assert any("There is no label of Jaca" in n for n in said["notes"]) and any("without a standard error" in o["caption"] for o in said["outputs"])
+    with rasterio.open(tmp_path / "run" / step / "data/series/first_year.tif") as f:
+        assert f.shape == (72, 75) and set(np.unique(f.read(1))) <= {0, 1, 2, 3, 4, 255}
