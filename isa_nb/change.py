@@ -151,33 +151,24 @@ def fit_errors(counts: np.ndarray,  # (3 ** T,) pixels of each pattern
 
 # %% ../nbs/reference/54_change.ipynb #a7c720a5
 @njit(cache=True, nogil=True)
-def _sweep(first, code, score, weight, out):  # first: (y, x) history of each pixel, 255 nothing
-    height, width = first.shape
-    votes = np.zeros(score.shape[1])
-    for r in range(height):
-        for c in range(width):
-            k = first[r, c]
-            if k == 255:
-                out[r, c] = k
-                continue
-            differs = False
-            for dr in range(max(0, r - 1), min(height, r + 2)):
-                for dc in range(max(0, c - 1), min(width, c + 2)):
-                    differs |= first[dr, dc] != k and first[dr, dc] != 255
-            if not differs:  # nothing could draw it away
-                out[r, c] = k
-                continue
-            votes[:] = 0
-            for dr in range(max(0, r - 1), min(height, r + 2)):
-                for dc in range(max(0, c - 1), min(width, c + 2)):
-                    if (dr != r or dc != c) and first[dr, dc] != 255:
-                        votes[first[dr, dc]] += weight
-            best, at = -np.inf, k
+def _sweep(near, code, score, weight, out):  # near: (y + 2, x + 2) history of each pixel, 255 nothing, with a border of 255
+    votes = np.zeros(256, np.int64)
+    for r in range(code.shape[0]):
+        for c in range(code.shape[1]):
+            k = near[r + 1, c + 1]
+            around = (near[r, c], near[r, c + 1], near[r, c + 2], near[r + 1, c], near[r + 1, c + 2], near[r + 2, c], near[r + 2, c + 1], near[r + 2, c + 2])
+            out[r, c] = k
+            if k == 255 or (around[0] == k and around[1] == k and around[2] == k and around[3] == k and around[4] == k and around[5] == k and around[6] == k and around[7] == k):
+                continue  # nothing could draw it away
+            for j in around:
+                votes[j] += 1
+            best = -np.inf
             for j in range(score.shape[1]):
-                s = score[code[r, c], j] + votes[j]
+                s = score[code[r, c], j] + weight * votes[j]
                 if s > best:
-                    best, at = s, j
-            out[r, c] = at
+                    best, out[r, c] = s, j
+            for j in around:
+                votes[j] = 0
 
 
 def _dissolve(first: np.ndarray, code: np.ndarray, likelihood: np.ndarray, least: int) -> None:
@@ -207,8 +198,7 @@ def histories(code: np.ndarray,  # (y, x) uint16 of `pattern`
     best = np.where((patterns(n) == 2).all(1), NODATA, (likelihood if asked else score).argmax(1)).astype(np.uint8)
     first = best[code]
     for _ in range(asked):
-        old, first = first, np.empty_like(first)
-        _sweep(old, code, score, float(weight), first)
+        _sweep(np.pad(first, 1, constant_values=NODATA), code, score, float(weight), first)
     if least > 1:
         _dissolve(first, code, likelihood, least)
     return first
