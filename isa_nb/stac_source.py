@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'OPERATORS', 'SAS', 'WORKERS', 'find', 'period', 'of_year', 'signed', 'items_of', 'keys_of', 'asset_of',
-           'plan_stac', 'Look', 'place', 'readable', 'look_into', 'crs_said', 'load', 'open_stac']
+           'plan_stac', 'Look', 'place', 'readable', 'look_into', 'crs_said', 'prepared', 'load', 'open_stac']
 
 # %% ../nbs/reference/11g_stac_source.ipynb #97a3cab1
 import calendar
@@ -12,7 +12,8 @@ import contextlib
 import json
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -217,11 +218,11 @@ def plan_stac(request: Request,  # of the catalogue
 
 # %% ../nbs/reference/11g_stac_source.ipynb #e2efb3c7
 class _Failed(logging.Handler):
-    "Remembers which file odc-stac failed to read: its error does not say."
-    uri = ""
+    "Remembers which files odc-stac failed to read: its errors do not say."
+    files: deque[str] = deque(maxlen=64)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.uri = str(record.args[0]) if record.args else ""
+        self.files.append(str(record.args[0]) if record.args else "")
 
 
 _FAILED = _Failed()
@@ -250,15 +251,15 @@ def place(asset: Asset,  # of `asset_of`
 
 @contextlib.contextmanager
 def readable(name: str,  # of the source
-             file: str = "a file of the service",  # that is read; a better name is found where odc-stac tells one
+             files: Collection[str],  # that are read, at their places
              ) -> Iterator[None]:
     "With GDAL made ready for few and patient requests; what cannot be read, as one clear line."
-    _FAILED.uri = ""
     try:
         with rasterio.Env(**GDAL):
             yield
     except RasterioError as e:
-        said, file = " ".join(str(e).split(" - ")[0].split())[:160], (_FAILED.uri or file).split("?")[0]
+        file = next((f for f in reversed(_FAILED.files) if f in files), next(iter(files))).split("?")[0]
+        said = " ".join(str(e).replace(file, "it").split(" - ")[0].split())[:160]
         raise DataError(f"{name}: {file} cannot be read ({said}): try again later; if it stays, tell its provider, or ask for another area or year") from e
 
 
@@ -266,7 +267,7 @@ def look_into(asset: Asset,  # of `asset_of`
               name: str,  # of the source
               ) -> Look:
     "Read a file's header; DataError if it has no place on Earth."
-    with readable(name, asset.url), rasterio.open(place(asset)) as src:
+    with readable(name, [place(asset)]), rasterio.open(place(asset)) as src:
         if src.crs is None:
             raise DataError(f"{name}: neither the STAC item nor the file {asset.file.rsplit('/', 1)[-1]} says a CRS: it cannot be used; tell its provider, or use another source")
         return Look(src.dtypes[0], src.nodata, src.count, ProjCRS.from_wkt(src.crs.to_wkt()), float(np.hypot(src.transform.a, src.transform.d)))
@@ -303,26 +304,31 @@ def _loadable(request: Request, item: pystac.Item, looks: dict[str, Look]) -> py
         made.add_asset(key, pystac.Asset(place(asset_of(request, item, key)), media_type=pystac.MediaType.COG, roles=["data"], extra_fields={**grid, "raster:bands": bands}))
     return made
 
+
+def prepared(request: Request,  # options: sign
+             items: Sequence[pystac.Item],  # of one collection
+             keys: Sequence[str],  # assets, or bands of them, that will be read
+             ) -> tuple[list[pystac.Item], Look]:  # items for `load`; what the first file of the first key says
+    "Items made ready for reading."
+    assets = dict.fromkeys(_asset_of(k, items[0], request.name)[0] for k in keys)
+    looks = {a: look_into(asset_of(request, items[0], a), request.name) for a in assets}
+    return [_loadable(request, i, looks) for i in items], next(iter(looks.values()))
+
 # %% ../nbs/reference/11g_stac_source.ipynb #a6fdd7fc
 WORKERS = 8  # files read at once: a window is mostly waiting
 
 
-def load(request: Request,  # options: sign
-         items: Sequence[pystac.Item],  # of one collection
+def load(request: Request,  # for its kind, nodata and name
+         items: Sequence[pystac.Item],  # of `prepared`
          keys: Sequence[str],  # assets, or bands of them
          geobox: GeoBox,  # the grid
-         resampling: str | dict[str, str],  # a rasterio name; by key, or one for all
+         resampling: str,  # a rasterio name
          groupby: Callable[..., Any],  # items of one value share a plane, the first on top
-         chunks: dict[str, int] | None = None,  # of Dask; None: read now
-         ) -> tuple[xr.Dataset, dict[str, Look]]:  # key -> (time, y, x); what the first files say, by asset
+         ) -> xr.Dataset:  # key -> (time, y, x), planes in the order of groupby
     "Items on a grid."
-    assets = dict.fromkeys(_asset_of(k, items[0], request.name)[0] for k in keys)
-    looks = {a: look_into(asset_of(request, items[0], a), request.name) for a in assets}
-    with readable(request.name):
-        found = odc.stac.load([_loadable(request, i, looks) for i in items], list(keys), geobox=geobox, resampling=resampling, groupby=groupby, preserve_original_order=True,
-                              chunks=chunks, pool=None if chunks else WORKERS, nodata=None if request.nodata in (None, "none") else request.nodata,
-                              use_overviews=request.kind not in CLASS_KINDS)
-    return found, looks
+    with readable(request.name, {a.href for i in items for a in i.assets.values()}):
+        return odc.stac.load(items, list(keys), geobox=geobox, resampling=resampling, groupby=groupby, preserve_original_order=True, pool=WORKERS,
+                             nodata=None if request.nodata in (None, "none") else request.nodata, use_overviews=request.kind not in CLASS_KINDS)
 
 # %% ../nbs/reference/11g_stac_source.ipynb #596fb00c
 def open_stac(request: Request,  # options: api, collection, assets, sign, query, composite
@@ -332,15 +338,14 @@ def open_stac(request: Request,  # options: api, collection, assets, sign, query
         from isa_nb.composite import open_composite
         return open_composite(request)
     items = items_of(request)[::-1]
-    keys, geobox = keys_of(request, items[0]), request.geobox
-    first = _asset_of(keys[0], items[0], request.name)[0]
-    look = look_into(asset_of(request, items[0], first), request.name)
+    keys = keys_of(request, items[0])
+    items, look = prepared(request, items, keys)
     value = None if request.nodata == "none" else look.nodata if request.nodata is None else request.nodata
     value = request.fill if value is None else value
     _check_cover(request, items, look, value)
-    planes, _ = load(replace(request, nodata=value), items, keys, geobox, _mode(request, look), lambda item, parsed, at: 0)
+    planes = load(replace(request, nodata=value), items, keys, request.geobox, _mode(request, look), lambda item, parsed, at: 0)
     values = np.stack([planes[k].values[0] for k in keys])
-    return raster(values[0] if len(keys) == 1 else values, geobox, request.name, nodata=value)
+    return raster(values[0] if len(keys) == 1 else values, request.geobox, request.name, nodata=value)
 
 
 def _mode(request: Request, look: Look) -> str:

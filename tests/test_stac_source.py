@@ -88,6 +88,11 @@ def peers(tmp_path_factory):
     old.id, old.properties["s2:processing_baseline"] = "pc5-before", "04.00"
     items.append(old)
 
+    hole = items[2].clone()
+    hole.id, hole.collection_id = "hole", "hole"
+    hole.assets["red"].href = hole.assets["red"].href.replace("red.tif", "lost.tif")
+    items.append(hole)
+
     # Elsewhere: an item without a CRS, a file without one, both sides of the antimeridian, the pole.
     p.blank = square_geobox(20.3, 30.5, SIDE, 10)
     write_cog(p.folder / "lulc/nocrs.tif", p.classes, p.blank, 0)
@@ -310,7 +315,11 @@ def test_a_composite_on_another_grid_is_resampled_once(on_loopback, peers):
     assert np.abs(got.values.astype(int) - local.values).mean() < 40 and got.attrs["licence"] == "copernicus"
 
 
-def test_what_a_composite_refuses(on_loopback, peers):
+def test_what_a_composite_refuses(on_loopback, peers, tmp_path):
+    (tmp_path / "hole.yaml").write_text("sources: {sentinel2_l2a: {access: {driver: stac, options: {collection: hole}}}}")
+    hole = Catalog.load(overlay=tmp_path / "hole.yaml")
+    with pytest.raises(DataError, match=r"^sentinel2_l2a: http://127.0.0.1:\d+/files/s2/0/lost.tif cannot be read \(.*404.*\): try again later"):
+        hole.open("sentinel2_l2a", peers.grid, 2021)
     with pytest.raises(RequestError, match="sentinel2_l2a is composed from the scenes of a season: say of which year"):
         on_loopback.open("sentinel2_l2a", peers.grid)
     with pytest.raises(DataError, match="sentinel-2-l2a has no scene with at most 60 % clouds of April to October 2019 here"):
