@@ -32,8 +32,8 @@ def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> Non
 
 def test_help_says_what_and_gives_an_example():
     code, out, _ = isa("--help")
-    assert code == 0 and all(f" {name} " in out for name in ("run", "fuse", "map", "assess", "docs", "test"))
-    for name in ("run", "fuse", "map", "assess", "docs", "test"):
+    assert code == 0 and all(f" {name} " in out for name in ("run", "fetch", "fuse", "map", "assess", "docs", "test"))
+    for name in ("run", "fetch", "fuse", "map", "assess", "docs", "test"):
         code, out, _ = isa(name, "--help")
         assert code == 0 and "Example:" in out, name
 
@@ -45,7 +45,7 @@ def test_help_needs_no_heavy_library():
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["fusee"], "isa: No such command 'fusee': there are run, fuse, map, assess, docs, test; see `isa --help`"),
+    (["fusee"], "isa: No such command 'fusee': there are run, fetch, fuse, map, assess, docs, test; see `isa --help`"),
     (["run", "--seed", "x"], "isa run: Invalid value for '--seed'"),
     (["run", "--zone", "W1"], "isa run: No such option: --zone (Possible options: --zones)"),
     (["run", "W1"], "isa run: Got unexpected extra argument(s) (W1); see `isa run --help`"),
