@@ -26,7 +26,7 @@ from .cut import cut_raster, cut_vector, save_raster, save_vector
 from .downloads import offline
 from .drivers import RASTER_KINDS
 from .entries import Area, Source
-from .fetch_plan import Item, Plan, check_size, covered
+from .fetch_plan import Item, Plan, check_size, covered, role_of
 from .results import check_space, digest, locked
 
 # %% ../nbs/reference/75d_fetched.ipynb #470e5223
@@ -70,7 +70,7 @@ def _digest(item: Item, source: Source, area: Area) -> str:
 def _kept(item: Item, source: Source, area: Area, out: Path, record: dict[str, Any]) -> bool:
     "Whether an item is in the folder already."
     old = record["files"].get(item.key)
-    if not old or old["box"] != list(area.bbox) or not (out / old["file"]).is_file():
+    if not old or not (out / old["file"]).is_file():
         return False
     same = old["digest"] == _digest(item, source, area) or (offline() and item.problem != "")
     return same and sha256(out / old["file"]) == old["sha256"]
@@ -158,16 +158,18 @@ def _try(items: list[Item], work: Callable[[Item], Any], pool: ThreadPoolExecuto
     return done
 
 
-def _record(out: Path) -> dict[str, Any]:
-    "What earlier fetches have left in the folder."
+def _record(out: Path, area: Area) -> dict[str, Any]:
+    "What earlier fetches of the place have left in the folder."
     try:
         found = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        return found if isinstance(found.get("files"), dict) else {"files": {}}
+        if other := [f["box"] for f in found["files"].values() if f["box"] != list(area.bbox)]:
+            raise RequestError(f"{out} holds another place ({', '.join(f'{v:g}' for v in other[0])}): choose another --out")
+        return found
     except FileNotFoundError:
         if out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
             raise RequestError(f"{out} is not empty and was not made by isa fetch: choose another --out") from None
-    except ValueError:
-        pass
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass  # cut short or from elsewhere: everything is made again
     return {"files": {}}
 
 # %% ../nbs/reference/75d_fetched.ipynb #6a476911
@@ -185,7 +187,7 @@ def execute(plan: Plan,  # what to fetch
     check_size(plan, limit)
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file: choose a folder as --out")
-    record = _record(out)
+    record = _record(out, plan.area)
     with locked(out):
         check_space(out, plan.size / 1e6)
         kept = [i.key for i in plan.items if _kept(i, cat.source(i.source), plan.area, out, record)]
@@ -224,21 +226,22 @@ def _around(area: Area, out: Path, record: dict[str, Any]) -> tuple[float, float
     "The bounds of the fetched ecoregions; where there are none, two degrees around the place."
     west, south, east, north = area.bbox
     bounds = [(west - 2, south - 2, east + 2, north + 2)]
-    bounds += [tuple(gpd.read_file(out / f["file"]).total_bounds) for f in record["files"].values() if "ecoregion" in f["source"] and f["box"] == list(area.bbox)]
+    bounds += [tuple(gpd.read_file(out / f["file"]).total_bounds) for f in record["files"].values() if "ecoregion" in f["source"]]
     return tuple(float(f(b[i] for b in bounds)) for i, f in enumerate((min, min, max, max)))
 
 # %% ../nbs/reference/75d_fetched.ipynb #f878fa00
 def _close(plan: Plan, cat: Catalog, out: Path, record: dict[str, Any], kept: list[str], failed: dict[str, str]) -> Fetched:
     "Write the catalogue, then find the zone with it, and write both again with licences and notes."
-    area, here = plan.area, [i for i in plan.items if i.key in record["files"] and i.key not in failed]
+    area, asked = plan.area, [i.key for i in plan.items]
+    here = [k for k in (*asked, *(k for k in record["files"] if k not in asked)) if k in record["files"] and k not in failed and record["files"][k]["source"] in cat.sources]
     if not here:
         return Fetched(None, area, [], [], failed, [])
     files: dict[str, list[dict[str, Any]]] = {}
     roles: dict[str, list[str]] = {}
-    for i in here:
-        files.setdefault(i.source, []).append(record["files"][i.key])
-        if i.role and i.source not in roles.setdefault(i.role, []):
-            roles[i.role].append(i.source)
+    for source, key in ((record["files"][k]["source"], k) for k in here):
+        files.setdefault(source, []).append(record["files"][key])
+        if (role := role_of(cat.source(source))) and source not in roles.setdefault(role, []):
+            roles[role].append(source)
     path = _write(out, overlay(area, cat, files, roles, None, ""))
     zone, note = _zone(path, area.name)
     _write(out, overlay(area, cat, files, roles, zone, note))
@@ -246,8 +249,8 @@ def _close(plan: Plan, cat: Catalog, out: Path, record: dict[str, Any], kept: li
     page = as_page(credits_of(fetched, [area.name], tuple(files)), f"Data of {area.title}: licences and citations")
     write_text(out / "LICENCES.md", f"{page}## The place\n\n- {area.citation}\n")
     write_json(out / RECORD, record | {"area": area.name})
-    notes = [note, *(f"{i.source}: {n}" for i in here for n in record["files"][i.key]["notes"])]
-    return Fetched(path, fetched.area(area.name), [i.key for i in here if i.key not in kept], kept, failed, [n for n in notes if n])
+    notes = [note, *(f"{k}: {n}" for k in here for n in record["files"][k]["notes"])]
+    return Fetched(path, fetched.area(area.name), [k for k in here if k in asked and k not in kept], kept, failed, [n for n in notes if n])
 
 
 def _write(out: Path, entries: dict[str, Any]) -> Path:

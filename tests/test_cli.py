@@ -64,6 +64,7 @@ def test_a_wrong_word_is_one_line(words, message):
     (["--experiments", ","], "no experiment is asked for"),
     (["--catalog", "none.yaml"], "no such catalogue: none.yaml"),
     (["--workers", "0"], "0 workers"),
+    (["--year", "20"], "the year is 20: give one from 1950 to 2100"),
     (["--suite", "none.yaml"], "no such file of experiments: none.yaml"),
 ])
 def test_a_wrong_run_is_one_line_and_makes_nothing(tmp_path, monkeypatch, words, message):

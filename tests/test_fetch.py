@@ -312,3 +312,10 @@ def test_more_years_and_a_map_of_first_years(here):
     grid = cat.area("wuhan_now").geobox(30)
     shares = [float((at(cat, y).source("gisa_2019").to_isa(at(cat, y).open("gisa_2019", grid)) == 1).mean()) for y in (1995, 2010)]
     assert 0 < shares[0] < shares[1] and sorted(p.name for p in (here / "out/data").iterdir()) == ["esri_annual_2020.tif", "geofabrik_2020.gpkg", "gisa_2019.tif"]
+
+
+@pytest.mark.live
+def test_live_plan_of_a_city(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISA_CACHE", str(tmp_path))
+    code, out, err = isa("fetch", "Lyon, France", "--dry-run")
+    assert (code, err) == (0, "") and out.startswith("Lyon (lyon), 4.7")
