@@ -65,12 +65,13 @@ def _known(da: xr.DataArray) -> np.ndarray:
     return np.where((da.values == da.rio.nodata).all(0), np.nan, values) if da.rio.nodata is not None else values
 
 
-def same_bands(lr: xr.DataArray,  # (band, y, x) coarse image
+def same_bands(lr: xr.DataArray,  # (band, y, x) or (y, x) coarse image
                lr_bands: Sequence[str],  # names of its bands
-               hr: xr.DataArray,  # (band, y, x) fine image
+               hr: xr.DataArray,  # (band, y, x) or (y, x) fine image
                hr_bands: Sequence[str],  # names of its bands
                ) -> tuple[xr.DataArray, xr.DataArray, list[str]]:  # both with the same bands, and their names
     "The bands that both images have."
+    lr, hr = (d if d.ndim == 3 else d.expand_dims("band") for d in (lr, hr))
     common = [b for b in hr_bands if b in lr_bands]
     if common:
         lr, hr = (da.isel(band=[list(names).index(b) for b in common]) for da, names in ((lr, lr_bands), (hr, hr_bands)))
