@@ -218,6 +218,8 @@ def _sums(lr: np.ndarray, sr: np.ndarray, hr: np.ndarray | None, block: int, bor
     "(blocks, scores, 2) sums and numbers of pixels, and the names of the scores."
     c, k = consistency(lr, sr, border), _scale(lr, sr)
     layers = {"reflectance": c.reflectance, "spectral": c.spectral, "block": c.block}
+    if len(lr) == 1:
+        del layers["spectral"]  # one band has no angle
     if hr is not None:
         done, (_, drawn), (_, true) = correctness(lr, sr, hr, border), _inside(lr, sr, border), _inside(lr, hr, border)
         layers |= {**dict(zip(OUTCOMES, done.shares, strict=True)), "synthesis": done.synthesis, "ssim": ssim_map(drawn, true), "psnr": ((drawn - true) ** 2).mean(0)}
