@@ -33,8 +33,9 @@ def stated_offset(attrs: Mapping[str, Any],  # tags or attributes of an image, o
     for key in ("boa_add_offset", "radio_add_offset"):
         if key in said:
             return -float(said[key])
-    if "processing_baseline" in said:
-        baseline = str(said["processing_baseline"]).upper().removeprefix("N")
+    stated = said.get("processing_baseline", attrs.get("processing:version"))
+    if stated is not None:
+        baseline = str(stated).upper().removeprefix("N")
         return float(OFFSET) if float(baseline if "." in baseline else int(baseline) / 100) >= 4 else 0.0
     return None
 
