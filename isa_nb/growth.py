@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import maximum_filter
 
-from .accuracy import _pixels, _z, estimate, ratio
+from .accuracy import estimate, ratio, stratum_pixels, z_value
 from .change import NEVER, at_year, code_of
 from .core import NODATA, DataError, RequestError
 from .design import Raster, allocate, draw, values_at
@@ -76,11 +76,11 @@ def areas(points: pd.DataFrame,  # of `change_points`, with reference_<year>
           fpc: bool = True,  # finite population correction
           ) -> pd.DataFrame:  # year, area, se, lo, hi, points, by ("points")
     "Impervious area of each year from points (Stehman 2014), with its standard error."
-    pixels, rows = _pixels(points, "stratum", None), []
+    pixels, rows = stratum_pixels(points, "stratum", None), []
     whole = sum(pixels.values()) * pixel_area
     for y in _needs(points, years):
         share, se = ratio(points[f"reference_{y}"].to_numpy(float), np.ones(len(points)), points.stratum, pixels, fpc)
-        rows.append((y, share * whole, se * whole, max(0.0, (share - _z(level) * se) * whole), (share + _z(level) * se) * whole, len(points), "points"))
+        rows.append((y, share * whole, se * whole, max(0.0, (share - z_value(level) * se) * whole), (share + z_value(level) * se) * whole, len(points), "points"))
     return pd.DataFrame(rows, columns=["year", "area", "se", "lo", "hi", "points", "by"])
 
 
@@ -99,7 +99,7 @@ def growth(points: pd.DataFrame,  # of `change_points`, with reference_<year>
            fpc: bool = True,  # finite population correction
            ) -> pd.DataFrame:  # from, to, growth, se, lo, hi, se_apart, rate (share per year), rate_se, rate_lo, rate_hi; each interval, then the whole series
     "Growth between years and its rate, with standard errors from the same points."
-    years, pixels, z = _needs(points, years), _pixels(points, "stratum", None), _z(level)
+    years, pixels, z = _needs(points, years), stratum_pixels(points, "stratum", None), z_value(level)
     whole, ones, s = sum(pixels.values()) * pixel_area, np.ones(len(points)), points.stratum
     of = {y: points[f"reference_{y}"].to_numpy(float) for y in years}
     apart, rows = {y: ratio(of[y], ones, s, pixels, fpc)[1] for y in years}, []
