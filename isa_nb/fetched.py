@@ -147,17 +147,6 @@ class Fetched:
     notes: list[str]  # what a reader should know
 
 
-def _try(items: list[Item], work: Callable[[Item], Any], pool: ThreadPoolExecutor, failed: dict[str, str]) -> dict[str, Any]:
-    "Work on items side by side; a failure is one line, and leaves the others alone."
-    waiting, done = {i.key: pool.submit(work, i) for i in items}, {}
-    for key, future in waiting.items():
-        try:
-            done[key] = future.result()
-        except IsaError as e:
-            failed[key] = " ".join(str(e).split())
-    return done
-
-
 def _record(out: Path, area: Area) -> dict[str, Any]:
     "What earlier fetches of the place have left in the folder."
     try:
@@ -195,9 +184,13 @@ def execute(plan: Plan,  # what to fetch
         failed |= {i.key: i.problem for i in todo if i.problem}
         todo = [i for i in todo if not i.problem]
         budget = Budget(limit * 1e9, sum(i.size for i in todo), tell)
-        with ThreadPoolExecutor(workers) as pool:
+        pool = ThreadPoolExecutor(workers)
+        try:
             _download(todo, pool, budget, failed)
             _cut([i for i in todo if i.key not in failed], cat, plan.area, out, pool, record, failed)
+        finally:
+            budget.limit = -1  # after an interruption, what is still coming in ends
+            pool.shutdown(cancel_futures=True)
         return _close(plan, cat, out, record, kept, failed)
 
 
@@ -217,9 +210,13 @@ def _cut(todo: list[Item], cat: Catalog, area: Area, out: Path, pool: ThreadPool
     first = [i for i in todo if i.role == "ecoregions"]
     for part in (first, [i for i in todo if i not in first]):
         around = _around(area, out, record)
-        made = _try(part, lambda i, around=around: _make(i, cat, area, out, around if i.role == "precipitation" else covered(area)), pool, failed)
-        record["files"] |= made
-        write_json(out / RECORD, record)
+        waiting = [(i, pool.submit(_make, i, cat, area, out, around if i.role == "precipitation" else covered(area))) for i in part]
+        for item, future in waiting:
+            try:
+                record["files"][item.key] = future.result()
+            except IsaError as e:
+                failed[item.key] = " ".join(str(e).split())
+            write_json(out / RECORD, record)
 
 
 def _around(area: Area, out: Path, record: dict[str, Any]) -> tuple[float, float, float, float]:

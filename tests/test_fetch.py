@@ -319,3 +319,10 @@ def test_live_plan_of_a_city(tmp_path, monkeypatch):
     monkeypatch.setenv("ISA_CACHE", str(tmp_path))
     code, out, err = isa("fetch", "Lyon, France", "--dry-run")
     assert (code, err) == (0, "") and out.startswith("Lyon (lyon), 4.7")
+
+
+def test_interrupted_ends_with_130(here, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("isa_nb.fetched.remote.download", interrupted)
+    assert_one_line(fetch(here, products="gisa_2019"), 130, "isa fetch: interrupted; what is finished stays")
