@@ -106,6 +106,7 @@ def area_of(cat: Catalog,  # for its areas
     if side or box is None:
         box = check_box(_square(centre, side or SIDE))
     key = name or (place if known else key_of(title))
+    title = name if name and bbox is not None else title
     if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
         raise RequestError(f"--name {key!r}: write small letters, digits and _")
     area = Area(title=title if len(title) > 1 else key, bbox=[round(v, 6) for v in box], centre=[round(v, 6) for v in centre], citation=said)
