@@ -1,12 +1,12 @@
 """A map of 1 m from imagery of 10 m, 10 km x 10 km: output Mpx/s and peak memory of whole processes, ours and opensr-utils'.
 
-    python benchmarks/bench_jointmap.py [--side 1000] [--peer-side 300] [--repeat 2] [--peer PYTHON] [--joint] [--json FILE]
+    python benchmarks/bench_jointmap.py [--side 1000] [--repeat 2] [--peer PYTHON] [--joint] [--json FILE]
 
 Both enlarge two bands ten times by bilinear interpolation, the trivial model. The peer, opensr_utils.large_file_processing 2.1.0,
-writes both as one GeoTIFF (uint16); ours takes them for scores and writes the class and the probability as two cloud-optimised
+writes both as one GeoTIFF (uint16); ours takes them for scores of two classes and writes the class and the probability as two cloud-optimised
 GeoTIFFs, with overviews, by way of parts that make it resumable. Tiles of 128 px that overlap by 8, as the peer's default is.
-What is measured begins after the imports. The peer is measured on a smaller raster, because it takes minutes; both rates are
-per output pixel. `--peer` names a Python that has opensr-utils, which wants pytorch-lightning; without it only ours is measured.
+What is measured begins after the imports. `--bands 4` gives both four bands: the peer writes four, ours takes them for the scores of
+four classes. `--peer` names a Python that has opensr-utils, which wants pytorch-lightning; without it only ours is measured.
 `--joint` measures the small JointSeg as well (tiles of 64 px that overlap by 16), which has no peer. The raster is random and smooth.
 The bounds are those of the issue: ten times the peer's rate, at most 2 GB in all.
 """
@@ -72,7 +72,7 @@ def measured(who: str, path: Path, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1000, help="pixels of 10 m")
-    parser.add_argument("--peer-side", type=int, default=300, help="pixels of 10 m")
+    parser.add_argument("--bands", type=int, default=2, help="of the trivial model")
     parser.add_argument("--joint-side", type=int, default=300, help="pixels of 10 m")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--peer", help="a Python with opensr-utils")
@@ -83,7 +83,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measured(args.one[0], Path(args.one[1]), Path(args.one[2]))))
         return
-    cases = {"isa_nb": (sys.executable, args.side, 2)} | ({"opensr-utils": (args.peer, args.peer_side, 2)} if args.peer else {}) | ({"JointSeg, small": (sys.executable, args.joint_side, 4)} if args.joint else {})
+    cases = {"isa_nb": (sys.executable, args.side, args.bands)} | ({"opensr-utils": (args.peer, args.side, args.bands)} if args.peer else {}) | ({"JointSeg, small": (sys.executable, args.joint_side, 4)} if args.joint else {})
     got: dict[str, list[dict[str, float]]] = {k: [] for k in cases}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.repeat):
