@@ -307,7 +307,7 @@ def area_consistency(isa: xr.DataArray,  # (y, x) uint8: 0, 1, 255 nothing; fine
                      coarse: xr.DataArray,  # (y, x) share of impervious surface 0..1 on a coarse grid that fits; NaN or its nodata: nothing
                      block: int = 10,  # side of the blocks that are drawn, coarse pixels
                      seed: int = 0,  # of the draws
-                     ) -> pd.DataFrame:  # score (area_fine, area_coarse: shares; bias, mae), estimate, se, lo, hi, undefined, blocks
+                     ) -> pd.DataFrame:  # score (area_fine, area_coarse: shares; bias, mae, excess), estimate, se, lo, hi, undefined, blocks
     "The impervious share of coarse pixels by a fine map, and by a coarse one."
     void = coarse.rio.nodata
     share = coarse.astype(np.float32).where(coarse != void) if void is not None and np.isfinite(void) else coarse.astype(np.float32)
@@ -320,9 +320,9 @@ def area_consistency(isa: xr.DataArray,  # (y, x) uint8: 0, 1, 255 nothing; fine
     known &= np.isfinite(theirs)
     if not known.any():
         raise DataError("no coarse pixel is known to both maps: open them for one area")
-    layers = [np.where(known, v, 0) for v in (known, ours, theirs, ours - theirs, np.abs(ours - theirs))]
+    layers = [np.where(known, v, 0) for v in (known, ours, theirs, ours - theirs, np.abs(ours - theirs), np.maximum(ours - theirs, 0))]
     names = ("area_fine", "area_coarse", "bias", "mae")
-    return bootstrap(_blocks(np.stack(layers), block), lambda c: {n: _ratio(c[..., i + 1], c[..., 0]) for i, n in enumerate(names)}, seed=seed)
+    return bootstrap(_blocks(np.stack(layers), block), lambda c: {n: _ratio(c[..., i + 1], c[..., 0]) for i, n in enumerate(names)} | {"excess": _ratio(c[..., 5], c[..., 1])}, seed=seed)
 
 
 def _corner(coarse: xr.DataArray, fine: xr.DataArray, k: int) -> tuple[int, int]:
