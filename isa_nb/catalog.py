@@ -391,7 +391,7 @@ def open(self: Catalog,
         return found
     found = _scaled(s, found)
     if s.bands and "band" in found.dims and len(s.bands) == found.sizes["band"]:
-        found = found.assign_coords(band=s.bands)
+        found = found.assign_coords(band=s.bands).assign_attrs(long_name=tuple(s.bands))  # the name of bands in files, too
     return found.rename(name).assign_attrs(said)
 
 
