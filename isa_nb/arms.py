@@ -117,7 +117,7 @@ def _looks(image: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
     "(H * W, 2 C) bands of every pixel and their 3 x 3 mean, of equal weight."
     bands = (torch.from_numpy(image.astype(np.float32)) - mean[:, None, None]) / std[:, None, None]
     seen = torch.cat([bands, F.avg_pool2d(bands[None], 3, 1, 1, count_include_pad=False)[0]])
-    return seen.flatten(1).T / len(seen) ** 0.5
+    return seen.flatten(1).T.nan_to_num() / len(seen) ** 0.5  # without data: as the mean
 
 
 def supported(chips: Sequence[Chip],  # chips of one size

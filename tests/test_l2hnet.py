@@ -163,3 +163,16 @@ def test_watched_areas_and_budget(tmp_path):
     assert (row.steps, row.chips, row.px) == (6, 4, 32)
     assert fitted.best_epoch == 2  # the last one
     assert json.loads((tmp_path / "m" / "training.json").read_text())["request"]["loss"]["loss"] == "low-to-high"
+
+
+def test_support_of_labels_where_the_image_has_gaps_and_where_there_are_none():
+    gen = np.random.default_rng(0)
+    truth = np.repeat([1, 5], 16)[None].repeat(32, 0).astype(np.uint8)
+    label, image = truth.copy(), (100.0 * truth + gen.normal(0, 10, (2, 32, 32))).astype(np.float32)
+    label[4:8, 20:28] = 1
+    image[:, 12, 3], label[12, 3] = np.nan, 0
+    found = arms.supported([Chip(image, label, (label > 0).astype(np.float32))] * 2, sample=100)[1].confidence
+    assert np.isfinite(found).all() and found[12, 3] == 0
+    assert found[5:7, 21:27].mean() < 0.3 < 0.9 < found[label == truth].mean()
+    empty = [Chip(image, np.zeros_like(label), np.zeros(label.shape, np.float32))]
+    assert arms.supported(empty) == empty
