@@ -189,10 +189,11 @@ def make_plan(suite: Suite,  # the declared experiments
               ) -> dict[str, Task]:  # key -> task, each after those that it needs
     "The tasks of a request: what is asked for, and what that needs."
     places, plan = places_of(cat, zones), {}
+    known = {*suite.experiments, *load_suite().experiments}  # areas of the library's catalogue name its own, which another suite may lack
     for area, names in ((p.area, p.experiments or ()) for p in places):
         for name in names:
-            if name not in suite.experiments:
-                raise RequestError(f"area {area} of the catalogue: {unknown('experiment', name, suite.experiments)}")
+            if name not in known:
+                raise RequestError(f"area {area} of the catalogue: {unknown('experiment', name, sorted(known))}")
 
     def add(name: str, place: Place | None) -> str:
         task = Task(name, place)
