@@ -369,11 +369,11 @@ def test_absurd_geotiff(server, tmp_path):
 def test_xml_in_the_place_of_an_image(server, tmp_path, monkeypatch):
     (tmp_path / "secret.tif").write_bytes(tiff(190))
     bomb = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + b"".join(b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 10) for i in range(9)) + b"]><x>&j;</x>"
-    vrt = f'<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{tmp_path}/secret.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'.encode()
+    vrt = f'<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:4326</SRS><GeoTransform>113,0.0625,0,33,0,-0.0625</GeoTransform><VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{tmp_path}/secret.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'.encode()
     for i, data in enumerate((bomb, vrt)):
         server.files[f"/{i}.tif"] = data
-        for windowed in (False, True):
-            with pytest.raises(DataError) as e:
+        for windowed, said in ((False, "is text where an image was due"), (True, "cannot be read as a raster")):
+            with pytest.raises(DataError, match=said) as e:
                 remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/{i}.tif", "some", f"some/{i}{windowed}.tif", windowed=windowed)])
             assert line(e)
 
@@ -523,22 +523,37 @@ def overlay(tmp_path, text):
     return Catalog.load(overlay=tmp_path / "o.yaml")
 
 
+def planned(cat, name, grid):
+    "The plan of a source, judged alike here and at the real service."
+    s = cat.source(name)
+    plan = remote.PLANNERS[s.access.driver](cat.request(name, grid))
+    assert plan and all(a.source == name and a.licence == s.licence and a.citation == s.citation and a.size and cached(a) is None for a in plan)
+    return plan
+
+
+def opened(cat, name, grid):
+    "A source on a grid, judged alike here and at the real service."
+    s, got = cat.source(name), cat.open(name, grid)
+    assert got.attrs["licence"] == s.licence and got.attrs["citation"] == s.citation and got.attrs["source"] == name
+    if isinstance(got, gpd.GeoDataFrame):
+        assert len(got) and got.crs == grid.crs.to_wkt()
+    else:
+        assert got.shape == grid.shape.yx and np.isfinite(got.values.astype(float)).any()
+    return got
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_source(name, server, tmp_path, monkeypatch):
     beginnings, files, grid, expected = SOURCES[name](tmp_path)
     serve(server, monkeypatch, beginnings, files)
     cat = overlay(tmp_path, "sources: {sinolc_1: {access: {options: {region: Hubei}}}}") if name == "sinolc_1" else CAT
-    s = cat.source(name)
-    plan = remote.PLANNERS[s.access.driver](cat.request(name, grid))
-    assert plan and all(a.source == name and a.licence == s.licence and a.citation == s.citation and a.size and cached(a) is None for a in plan)
+    plan = planned(cat, name, grid)
     assert not [p for m, p, _ in server.asked if m == "GET" and p.endswith((".tif", ".zip", "content"))]  # planning fetches nothing
-    got = cat.open(name, grid)
-    assert got.attrs["licence"] == s.licence and got.attrs["citation"] == s.citation and got.attrs["source"] == name
+    got = opened(cat, name, grid)
     if isinstance(expected, gpd.GeoDataFrame):
-        assert list(got["ECO_NAME"]) == ["Wuhan plain"] and got.crs == grid.crs.to_wkt()
+        assert list(got["ECO_NAME"]) == ["Wuhan plain"]
     else:
         assert np.allclose(got.values, expected), np.unique(got)
-        assert got.shape == grid.shape.yx
     monkeypatch.setenv("ISA_OFFLINE", "1")
     if not plan[0].windowed:  # what was fetched opens again without a network
         assert len(cat.open(name, grid)) == len(got)
@@ -657,20 +672,16 @@ def test_buildings(server, tmp_path, monkeypatch):
 # ---- the real services
 
 @pytest.mark.live
-@pytest.mark.parametrize("name", ["esa_worldcover_2021", "esri_annual", "cop_dem_30", "chelsa_bio12", "wsf_2019", "from_glc10_2017", "gaia"])
-def test_live_windows(name):
-    got = CAT.open(name, WUHAN)
-    assert got.shape == WUHAN.shape.yx and np.isfinite(got.values.astype(float)).any()
+@pytest.mark.parametrize("name", ["esa_worldcover_2021", "esri_annual", "cop_dem_30", "chelsa_bio12", "wsf_2019", "from_glc10_2017", "gaia", "chirps", "ecoregions_resolve_2017"])
+def test_live_source(name):
+    "As test_source, at the real addresses: what is read by windows or is small."
+    planned(CAT, name, WUHAN)
+    opened(CAT, name, WUHAN)
 
 
 @pytest.mark.live
 @pytest.mark.parametrize("name", [n for n, s in CAT.sources.items() if s.access.driver in remote.PLANNERS and s.access.driver != "stac"])
-def test_live_plans(name):
+def test_live_plans(name, tmp_path):
     "What each service has for the area, in size: nothing is fetched."
-    try:
-        plan = remote.PLANNERS[CAT.source(name).access.driver](CAT.request(name, DELAWARE if name in ("nlcd", "chesapeake_6") else WUHAN))
-    except RequestError as e:
-        assert name == "sinolc_1" and "region" in str(e)
-        return
-    assert plan and all(a.size for a in plan)
-
+    cat = overlay(tmp_path, "sources: {sinolc_1: {access: {options: {region: Hubei}}}}") if name == "sinolc_1" else CAT
+    planned(cat, name, DELAWARE if name in ("nlcd", "chesapeake_6") else WUHAN)
