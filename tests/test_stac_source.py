@@ -112,6 +112,7 @@ def peers(tmp_path_factory):
     # More than one page of things, and files that fail.
     items += [item(f"many-{k:03d}", "many", p.tile_grid, year(2020), {"data": f"{blob}/2021.tif"}) for k in range(120)]
     items += [item(name, name, p.tile_grid, year(2020), {"data": f"{blob}/2021~{name}.tif"}) for name in ("flaky", "busy", "window", "kept")]
+    items += [item(name, name, p.tile_grid, year(y), {"data": f"{blob}/2021.tif"}) for name, y in (("io-lulc", 2020), ("chesapeake-lc-13", 2013))]
     items.append(item("gone", "gone", p.tile_grid, year(2020), {"data": f"{blob}/gone.tif"}))
     aerial = np.concatenate([p.image[[2, 1, 0, 3]]]) // 40
     write_cog(p.folder / "lulc/naip.tif", aerial.clip(1, 255).astype(np.uint8), p.grid, None)
@@ -165,6 +166,12 @@ def test_as_the_same_file_on_disk(on_loopback, peers):
         assert (got.values == local.values).mean() > 0.985, "two warps of one file may differ at borders of classes"
     got, local = on_loopback.open("naip", coarse, 2019), open_raster(peers.folder / "lulc/naip.tif", coarse, "average", band=[3, 2, 1, 4])
     assert list(got.band.values) == ["blue", "green", "red", "nir"] and np.abs(got.values.astype(int) - local.values).mean() < 0.5
+
+
+@pytest.mark.parametrize("name,y", [("esri_2020", 2020), ("chesapeake_lc_13", 2013)])
+def test_other_collections(on_loopback, peers, name, y):
+    got = on_loopback.open(name, peers.grid[:64, :64], y)
+    assert (got.values == peers.classes[:64, :64]).all() and got.attrs["licence"] == on_loopback.source(name).licence and got.attrs["year"] == y
 
 
 def test_one_signature_serves_a_container(on_loopback, peers, monkeypatch):
@@ -339,7 +346,8 @@ def test_live(name, year, tmp_path, monkeypatch):
 
 
 @pytest.mark.live
-def test_live_naip(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name,year", [("naip", 2021), ("chesapeake_lc_13", 2013)])
+def test_live_plans(name, year, tmp_path, monkeypatch):
     monkeypatch.setenv("ISA_CACHE", str(tmp_path))
-    plan = PLANNERS["stac"](Catalog.load().request("naip", square_geobox(-76.5, 39.0, 1000, 1), 2021))
+    plan = PLANNERS["stac"](Catalog.load().request(name, square_geobox(-76.5, 39.0, 1000, 1), year))
     assert plan and all(a.windowed for a in plan)
