@@ -18,7 +18,7 @@ from odc.geo.geobox import GeoBox
 from stac_peers import Peers, item, write_cog
 from typer.testing import CliRunner
 
-from isa_nb import cli, samples
+from isa_nb import cli
 from isa_nb.catalog import Catalog
 from isa_nb.core import area_geobox, square_geobox
 from isa_nb.drivers import open_raster
@@ -137,7 +137,7 @@ def fetch(here: Path, *words: str, products: str = ALL) -> tuple[int, str, str]:
     return isa("fetch", "--bbox", BOX, "--name", "wuhan_now", "--products", products, "--catalog", str(here / "simulated.yaml"), "--out", str(here / "out"), *words)
 
 
-def test_from_a_box_to_zone_and_labels(here, peers):
+def test_from_a_box_to_zone_labels_model_and_map(here, peers):
     code, out, err = fetch(here)
     assert code == 0, err
     assert "zone W4" in out and "(simulated)" in out and "isa run --catalog" in out and "CC-BY-4.0: name the authors" in out
@@ -152,33 +152,23 @@ def test_from_a_box_to_zone_and_labels(here, peers):
     grid = area.geobox(10)
     for name, served in (("esri_annual", "esri/lc2020/50R_20200101-20210101.tif"), ("gisa_2019", "zenodo/GISA_v01_1972_2019_N35_E110.tif/content")):
         assert (made.open(name, grid).values == open_raster(peers.folder / served, grid, fill=255).values).all(), "cut pixel for pixel"
-    run = isa("run", "--profile", "smoke", "--experiments", "zoning,labels", "--catalog", str(here / "out/catalog.yaml"), "--out", str(here / "run"))
+    run = isa("run", "--profile", "smoke", "--experiments", "zoning,labels,samples,model", "--catalog", str(here / "out/catalog.yaml"), "--out", str(here / "run"))
     assert run[0] == 0, run[2]
     places = pd.read_csv(here / "run/zoning/tables/places.csv")
     assert places.zone.tolist() == ["W4"] and places.place.tolist() == ["wuhan_now"]
     scores = pd.read_csv(here / "run/labels/wuhan_now/tables/products.csv").set_index("product")
     assert scores.year.to_dict() == {"gisa_2019": 2019, "glc_fcs30_2020": 2020, "esa_worldcover_2020": 2020, "esri_annual": 2020} and (scores.valid_share > 0.9).all()
+    with rasterio.open(here / "run/model/wuhan_now/data/map_network_seed_0.tif") as f:
+        assert f.crs == area.geobox().crs and set(np.unique(f.read(1))) <= {0, 1, 255}
     manifest, report = json.loads((here / "run/manifest.json").read_text()), (here / "run/index.html").read_text()
     said = {s["source"]: s for s in manifest["sources"]}
     assert said["gisa_2019"]["licence"] == "CC-BY-4.0" and said["gisa_2019"]["year"] == 2019 and said["geofabrik"]["roles"] == ["osm"]
     assert "Data, licences and citations" in report and "ODbL-1.0: say © OpenStreetMap contributors" in report and "Huang X., Li J., Yang J. et al. 2021" in report
-    ledger = run_samples(here)
+    ledger = json.loads(pd.read_parquet(here / "run/samples/wuhan_now/data/chips/samples.parquet").sources.iloc[0])
     assert {(r["name"], r["year"], r["licence"]) for r in ledger} >= {("gisa_2019", 2019, "CC-BY-4.0"), ("sentinel2_l2a", 2020, "copernicus"), ("geofabrik", 2020, "ODbL-1.0")}
     asked = len(peers.asked)
     code, out, err = fetch(here, "--offline")
     assert code == 0 and "0 fetched, 8 kept, 0 failed" in out and len(peers.asked) == asked, "what is in the folder needs no network"
-
-
-def run_samples(here: Path) -> list[dict]:
-    "The sources in the ledger of samples cut from the fetched image."
-    cat = Catalog.load(overlay=here / "out/catalog.yaml")
-    where = cat.area("wuhan_now")
-    grid = where.geobox(size=1600)
-    image, labels = cat.open("sentinel2_l2a", grid), cat.source("esri_annual").to_isa(cat.open("esri_annual", grid))
-    used = [cat.source(n) for n in (*where.sources.imagery, *where.sources.products, *where.sources.osm)]
-    sources = [{"role": "any", "name": u.name, "title": u.title, "year": u.year, "licence": u.licence, "citation": u.citation, "simulated": u.simulated} for u in used]
-    ledger = samples.cut(image, labels, here / "chips", size=32, overlap=0, sources=sources)
-    return json.loads(ledger["sources"].iloc[0]) if isinstance(ledger["sources"].iloc[0], str) else list(ledger["sources"].iloc[0])
 
 
 FEW = "gisa_2019,esri_annual"
