@@ -1,6 +1,7 @@
-"""The order of the files: those that run whole notebooks first, so that the processes of `isa test` end together; and the tests that need a network are left out."""
+"""The order of the files: those that run whole notebooks first, so that the processes of `isa test` end together; the tests that need a network are left out; no test sees the figures of another."""
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 FIRST = ("test_real", "test_tutorials", "test_batch", "test_training", "test_mapping")
@@ -17,3 +18,10 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="asks the real services: pytest -m live"))
     place = {name: i for i, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(Path(item.path).stem, len(FIRST)))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left():
+    """Close every figure after a test: which tests a process of `isa test` has run before is chance."""
+    yield
+    plt.close("all")
