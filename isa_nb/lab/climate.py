@@ -52,21 +52,31 @@ def land_outline() -> shapely.MultiPolygon:
 
 
 @lru_cache(1)
-def _native() -> xr.DataArray:
+def _drawn() -> np.ndarray:
+    "The native raster so far: -9999 at sea, 0 on land where nobody has asked yet."
     lon, lat = GRID.affine * np.stack(np.meshgrid(np.arange(540) + 0.5, np.arange(330) + 0.5))
-    spline = RBFInterpolator(SUPPORT[:, :2] * (0.8, 1), np.log(SUPPORT[:, 2]), kernel="thin_plate_spline", smoothing=0.02, neighbors=40)
-    mm = np.exp(spline(np.stack([lon.ravel() * 0.8, lat.ravel()], -1)).reshape(lon.shape))
-    mm *= np.exp(0.28 * noise(lon, lat, 2.4, make_key("precipitation"), 4))
-    land = shapely.contains_xy(shapely.buffer(land_outline(), 0.15), lon, lat)
-    return raster(np.where(land, np.clip(np.round(mm), 5, 6000), -9999).astype(np.int16), GRID, "precipitation", -9999, units="mm", simulated="yes")
+    return np.where(shapely.contains_xy(shapely.buffer(land_outline(), 0.15), lon, lat), 0, -9999).astype(np.int16)
+
+
+def _cells(row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    "Values of cells of the native raster, drawn when they are first asked for."
+    mm = _drawn()
+    wanted = np.zeros(mm.shape, bool)
+    wanted[row, col] = True
+    if (new := wanted & (mm == 0)).any():
+        r, c = np.nonzero(new)
+        lon, lat = GRID.affine * np.stack([c + 0.5, r + 0.5])
+        spline = RBFInterpolator(SUPPORT[:, :2] * (0.8, 1), np.log(SUPPORT[:, 2]), kernel="thin_plate_spline", smoothing=0.02, neighbors=40)
+        drawn = np.exp(spline(np.stack([lon * 0.8, lat], -1))) * np.exp(0.28 * noise(lon, lat, 2.4, make_key("precipitation"), 4))
+        mm[new] = np.clip(np.round(drawn), 5, 6000)
+    return mm[row, col]
 
 # %% ../../nbs/reference/12a_lab_climate.ipynb #d5519e2d
 def precipitation(geobox: GeoBox | None = None,  # any grid; None: the native one, 10 arc-minutes in EPSG:4326
                   ) -> xr.DataArray:  # int16 (y, x) mm per year, nodata -9999
     "Simulated annual precipitation, nearest native pixel."
-    native = _native()
     if geobox is None or geobox == GRID:
-        return native
+        return raster(_cells(*np.indices(GRID.shape)), GRID, "precipitation", -9999, units="mm", simulated="yes")
     x, y = geobox.affine * np.stack(np.meshgrid(np.arange(geobox.shape.x) + 0.5, np.arange(geobox.shape.y) + 0.5))
     lon, lat = Transformer.from_crs(geobox.crs, "EPSG:4326", always_xy=True).transform(x, y)
     return raster(_sample(lon, lat).astype(np.int16), geobox, "precipitation", -9999, units="mm", simulated="yes")
@@ -74,11 +84,12 @@ def precipitation(geobox: GeoBox | None = None,  # any grid; None: the native on
 
 def _sample(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
     "Values of the native raster at places; -9999 outside."
-    native = _native().values
     with np.errstate(invalid="ignore"):
         c, r = np.floor((np.asarray(lon) - 60) * 6), np.floor((60 - np.asarray(lat)) * 6)
-    inside = (r >= 0) & (r < native.shape[0]) & (c >= 0) & (c < native.shape[1])
-    return np.where(inside, native[np.where(inside, r, 0).astype(int), np.where(inside, c, 0).astype(int)], -9999)
+    inside = (r >= 0) & (r < GRID.shape.y) & (c >= 0) & (c < GRID.shape.x)
+    mm = np.full(inside.shape, -9999, np.int16)
+    mm[inside] = _cells(r[inside].astype(int), c[inside].astype(int))
+    return mm
 
 # %% ../../nbs/reference/12a_lab_climate.ipynb #1bf9c7f5
 SEEDS = [(87.3, 45.6, "Junggar-like basin"), (81.6, 43.7, "Ili-like valley"), (87.2, 41.6, "Tianshan-like range"), (116.3, 38.6, "Huang He-like plain"), (115.2, 29.9, "Changjiang-like plain"), (83.5, 39.2, "Tarim-like basin")]
@@ -105,8 +116,8 @@ def _jittered(step: float) -> np.ndarray:
 
 # %% ../../nbs/reference/12a_lab_climate.ipynb #78a8c438
 @lru_cache(1)
-def ecoregions() -> gpd.GeoDataFrame:  # EPSG:4326; ECO_ID, ECO_NAME, BIOME_NUM, BIOME_NAME, REALM, NNH, NNH_NAME, SHAPE_AREA (square degrees), LICENSE, geometry
-    "Simulated ecoregions with the fields of RESOLVE Ecoregions 2017."
+def _shapes() -> list[tuple]:
+    "Seed number, longitude, latitude and outline of every ecoregion."
     seeds = _jittered(3.6)
     far = np.array([[-200, -200], [-200, 400], [400, -200], [400, 400.0]])
     v = Voronoi(np.concatenate([seeds, far]))
@@ -116,7 +127,7 @@ def ecoregions() -> gpd.GeoDataFrame:  # EPSG:4326; ECO_ID, ECO_NAME, BIOME_NUM,
         shape = shapely.intersection(_ragged(cell), land_outline())
         if not shape.is_empty and shape.area > 0.05:
             rows.append((n, lon, lat, shapely.MultiPolygon([g for g in shapely.get_parts(shape) if g.geom_type == "Polygon"])))
-    return _with_fields(rows)
+    return rows
 
 
 def _ragged(cell: shapely.Polygon) -> shapely.Polygon:
@@ -127,9 +138,11 @@ def _ragged(cell: shapely.Polygon) -> shapely.Polygon:
     return shapely.make_valid(shapely.Polygon(np.round(xy + 0.55 * d, 4)))
 
 # %% ../../nbs/reference/12a_lab_climate.ipynb #7c95bf42
-def _with_fields(rows: list[tuple]) -> gpd.GeoDataFrame:
+@lru_cache(1)
+def ecoregions() -> gpd.GeoDataFrame:  # EPSG:4326; ECO_ID, ECO_NAME, BIOME_NUM, BIOME_NAME, REALM, NNH, NNH_NAME, SHAPE_AREA (square degrees), LICENSE, geometry
+    "Simulated ecoregions with the fields of RESOLVE Ecoregions 2017."
     out = []
-    for k, (n, lon, lat, shape) in enumerate(rows):
+    for k, (n, lon, lat, shape) in enumerate(_shapes()):
         mm = _mean(shape)
         biome = _biome(lon, lat, mm)
         name = SEEDS[n][2] if n < len(SEEDS) else f"region {k + 1}"
@@ -150,11 +163,6 @@ def _mean(shape: shapely.Geometry) -> float:
     return float(np.average(mm[ok], weights=np.cos(np.radians(lat[ok])))) if ok.any() else float("nan")
 
 # %% ../../nbs/reference/12a_lab_climate.ipynb #b0ea59e4
-@lru_cache(1)
-def _means() -> np.ndarray:
-    return np.array([_mean(g) for g in ecoregions().geometry])
-
-
 @lru_cache(4096)
 def zone_at(lon: float,  # degrees east
             lat: float,  # degrees north
@@ -162,5 +170,6 @@ def zone_at(lon: float,  # degrees east
     "Zone of the simulated world at a place, by ecoregion mean."
     if not (55 <= lon <= 152 and 0 <= lat <= 65):
         raise RequestError(f"the simulated climate covers 60..150 E, 5..60 N; {lon:.2f}, {lat:.2f} lies outside: state the zone yourself (zone=\"W1\"..\"W4\")")
-    mm = _means()[shapely.distance(ecoregions().geometry.values, shapely.Point(lon, lat)).argmin()]
+    shapes = [shape for *_, shape in _shapes()]
+    mm = _mean(shapes[shapely.distance(shapes, shapely.Point(lon, lat)).argmin()])
     return f"W{1 + int(np.searchsorted([200, 400, 800], mm, side='right'))}"
