@@ -185,7 +185,7 @@ def _execute(task: dict[str, Any], notebook: Path) -> None:
             papermill.execute_notebook(
                 task["notebook"], notebook, parameters=task["parameters"], kernel_name="python3", language="python", progress_bar=False, start_timeout=120,
                 timeout_func=lambda cell: max(0.1, end - time.monotonic()),  # of the whole notebook, where nbclient knows only of cells
-                kernel_manager_class=_kernel_class(task["work"]), extra_arguments=["--IPKernelApp.log_level=40"])
+                kernel_manager_class=_kernel_class(task["work"]), extra_arguments=["--IPKernelApp.log_level=40"], shutdown_kernel="immediate")
             return
         except RuntimeError as e:
             if attempt == 3 or not str(e).startswith(("Kernel died before", "Kernel didn't respond")):
