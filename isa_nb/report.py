@@ -38,7 +38,7 @@ _MORE_STYLE = """
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 1.6rem; align-items: start; } .figures img { display: block; max-height: 40rem; width: auto; background: #fff; border-radius: 4px; }
 .source { color: var(--soft); font-size: .9rem; margin: .2rem 0 0; } .caption { margin: 1.6rem 0 .3rem; font-weight: 600; } details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); }
 @media screen { .wide { max-height: 42rem; overflow: auto; } .wide thead th { position: sticky; top: 0; background: var(--paper); } .wide thead th.published { background: var(--shade); } }
-nav a { margin-right: 1rem; white-space: nowrap; } td.key { white-space: nowrap; } .hash { color: var(--soft); }
+nav { display: flex; flex-wrap: wrap; gap: .1rem 1rem; } nav a { white-space: nowrap; } td.key { white-space: nowrap; } .hash { color: var(--soft); }
 """
 
 # %% ../nbs/reference/74_report.ipynb #2f3ed8f2
