@@ -1,13 +1,17 @@
 "The real layers of ../shared/data through `isa run`, from files to report."
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import geopandas as gpd
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+from rasterio.features import rasterize
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "../shared/data"
@@ -99,3 +103,19 @@ def test_jaca_four_dates_through_change(tmp_path):
     assert any("There is no label of Jaca" in n for n in said["notes"]) and any("without a standard error" in o["caption"] for o in said["outputs"])
     with rasterio.open(tmp_path / "run" / step / "data/series/first_year.tif") as f:
         assert f.shape == (72, 75) and set(np.unique(f.read(1))) <= {0, 1, 2, 3, 4, 255}
+
+
+def test_what_the_fidelity_page_says_of_a_real_suburb():
+    "The page quotes figures of Massachusetts, which it cannot measure itself; its own function gives them."
+    cell = next(c.source for c in nbformat.read(HERE.parent / "nbs/explanations/lab_fidelity.ipynb", 4).cells if "def fineness" in c.source)
+    page = {"np": np}
+    exec("\n".join(ast.unparse(n) for n in ast.parse(cell).body[:2]), page)
+    quoted, fineness = page["REAL"], page["fineness"]
+    with rasterio.open(DATA / "mass_buildings_1m/22978945_15.tif") as src:
+        transform, shape, crs, bounds = src.transform, src.shape, src.crs, src.bounds
+    houses = gpd.read_file(DATA / "mass_buildings_1m/22978945_15.gpkg").to_crs(crs).cx[bounds.left:bounds.right, bounds.bottom:bounds.top]
+    built = rasterize(houses.geometry, shape, transform=transform).astype(bool)
+    assert len(houses) == 405 and built.mean() == pytest.approx(quoted["built share"], abs=5e-4)
+    assert [houses.area.median(), houses.area.mean()] == pytest.approx([quoted["median m2"], quoted["mean m2"]], abs=0.5)
+    measured = [houses.length.sum() / houses.area.sum(), *fineness(built, 10), fineness(built, 30)[1]]
+    assert measured == pytest.approx([quoted[k] for k in ("wall, m per m2", "mixed, 10 m", "ceiling F1, 10 m", "ceiling F1, 30 m")], abs=5e-4)
