@@ -95,9 +95,11 @@ class _Run:
         write_report(self.out, self.manifest)
 
 # %% ../nbs/reference/75_batch.ipynb #a861a73d
-def _join_kept(plan: dict[str, Task], full: dict[str, Task], made: list[str]) -> dict[str, Task]:
-    "Steps made earlier that are not asked for now; experiments on the whole run take them in."
+def _join_kept(plan: dict[str, Task], full: dict[str, Task], made: list[str], known: dict[str, Any]) -> dict[str, Task]:
+    "Steps made earlier that are not asked for now, with those of their needs that were ever asked for; experiments on the whole run take them in."
     kept = {key: task for key, task in full.items() if key in made and key not in plan}
+    for task in kept.values():
+        task.needs = [k for k in task.needs if k in known or k in plan]
     for key, task in plan.items():
         if task.place is None:
             places = [k for k in full[key].needs if k in kept]
@@ -115,6 +117,8 @@ def _earlier(step: dict[str, Any], declared: bool) -> dict[str, Any]:
     "The record of a step of an earlier request that is not asked for now and of which there is no result, or no use any more."
     if not declared:
         return {**step, "state": "stale", "reason": "no longer declared"}
+    if step["state"] in ("done", "current"):
+        return {**step, "state": "stale", "reason": "its folder is gone"}
     return {**step, "state": "interrupted" if step["state"] in ("running", "waiting") else step["state"], "reason": "not asked for now"}
 
 # %% ../nbs/reference/75_batch.ipynb #ae745de3
@@ -128,7 +132,7 @@ def _open_run(request: Request, suite: Suite, cat: Catalog, plan: dict[str, Task
     old = old or {"steps": {}}
     full = make_plan(suite, cat, ["all"])
     out = Path(request.out)
-    kept = _join_kept(plan, full, [key for key in old["steps"] if read_step(out / key)])
+    kept = _join_kept(plan, full, [key for key in old["steps"] if read_step(out / key)], old["steps"])
     inputs = input_files(cat, old.get("inputs", {}))
     steps = {key: _record(suite, {**kept, **plan}[key]) for key in full if key in kept or key in plan}
     gone = {key: _earlier(s, key in full) for key, s in old["steps"].items() if key not in steps}
@@ -185,9 +189,9 @@ def _blocked(run: _Run, task: Task) -> str | None:
     "Why a task cannot be made; None if it can."
     missing = [k for k in task.needs if not run.usable(k)]
     if task.place is None:
-        there = {run.tasks()[k].experiment for k in task.needs if run.usable(k)}
-        run.steps[task.key]["without"] = [k for k in missing if run.tasks()[k].experiment in there]
-        missing = [k for k in missing if run.tasks()[k].experiment not in there]
+        there = {run.steps[k]["experiment"] for k in task.needs if run.usable(k)}
+        run.steps[task.key]["without"] = [k for k in missing if run.steps[k]["experiment"] in there]
+        missing = [k for k in missing if run.steps[k]["experiment"] not in there]
     return "needs " + ", ".join(f"{k} ({run.steps[k]['state']})" for k in missing) if missing else None
 
 

@@ -150,6 +150,20 @@ def test_the_manifest_says_where_it_came_from(faulty):
     assert manifest["command"].startswith("isa run") and manifest["seconds"] > 0
 
 
+def test_another_request_in_the_same_folder_keeps_what_it_does_not_ask_for(faulty, suite, tmp_path):
+    "Of four zones one was never asked for and two have failed; later a folder is lost."
+    out = tmp_path / "run"
+    shutil.copytree(faulty[0], out)
+    manifest = run(Request(out, "smoke", experiments=["zoning"], suite=suite))
+    assert states(manifest) == {"slow": "failed", "labels/W2": "failed", "labels/W3": "failed", "zoning": "current", "labels/W1": "current", "summary": "current"}
+    assert manifest["steps"]["summary"]["without"] == ["labels/W2", "labels/W3"] and len(pd.read_csv(out / "tables/counts.csv")) == 1
+    shutil.rmtree(out / "labels/W1")
+    manifest = run(Request(out, "smoke", experiments=["zoning"], suite=suite))
+    assert manifest["state"] == "done" and {k: s["reason"] for k, s in manifest["steps"].items() if s["state"] == "stale"} == {
+        "labels/W1": "its folder is gone", "summary": "needs labels/W1 (stale), labels/W2 (failed), labels/W3 (failed)"}
+    assert (out / "summary/tables/all.csv").exists()
+
+
 @pytest.fixture(scope="module")
 def whole(faulty, suite) -> tuple[Path, dict]:
     "The same folder, run again without the faults."
