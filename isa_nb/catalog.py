@@ -108,7 +108,7 @@ def _model_at(model: type[BaseModel], loc: tuple) -> type[BaseModel]:
 
 
 def _explain(e: ValidationError, model: type[BaseModel], where: str) -> RequestError:
-    fault = e.errors()[0]
+    fault = next((f for f in e.errors() if f["type"] == "extra_forbidden"), e.errors()[0])  # a misspelt key explains why another is missing
     loc = fault["loc"]
     key = ".".join(str(k) for k in loc if k not in ("[key]",) and not (len(loc) > 1 and loc[0] == "access" and k == loc[1] and k in DRIVER_NAMES))
     if fault["type"] == "extra_forbidden":

@@ -37,12 +37,21 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(name="isa", cls=_Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
-                  help="Impervious surface mapping: from coarse, disagreeing land-cover products to a fine map with an honest accuracy statement.")
+                  context_settings={"help_option_names": ["-h", "--help"]}, help="Impervious surface mapping: from coarse, disagreeing land-cover products to a fine map with an honest accuracy statement.")
 _debug = False
 
 
+def _tell_version(asked: bool) -> None:
+    "Print the version and end."
+    if asked:
+        from importlib.metadata import version
+        print(f"isa_nb {version('isa_nb')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main(debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False) -> None:
+def _main(debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+          version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_tell_version, is_eager=True)] = False) -> None:
     global _debug
     _debug = debug
 
@@ -92,8 +101,8 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 @app.command("run", no_args_is_help=False)
 def run_command(
         profile: Annotated[str, typer.Option(help="`smoke` proves the wiring in about a minute, `demo` teaches, `paper` has the published sizes.")] = "demo",
-        zones: Annotated[str | None, typer.Option(help="Zones and areas of the catalogue, with commas. Default: all.", metavar="W1,W2,...")] = None,
-        experiments: Annotated[str | None, typer.Option(help="Experiments, with commas, or `all`; what they need is run too. Default: the Zones system.", metavar="NAME,...")] = None,
+        zones: Annotated[str | None, typer.Option(help="Zones (W1 to W4) and areas of the catalogue that list experiments, with commas. Default: all.", metavar="W1,W2,...")] = None,
+        experiments: Annotated[str | None, typer.Option(help="Experiments, with commas, or `all`; what they need is run too. Default: the Zones system (zoning, osm, labels, samples, model, transfer, overview); others: low_to_high, jointseg, super_resolution, change, change_sections; with data of one's own: buildings, coarse_buildings, two_crs.", metavar="NAME,...")] = None,
         catalog: Annotated[Path | None, typer.Option(help="A catalogue of your own, laid over ours.", metavar="FILE")] = None,
         out: Annotated[Path | None, typer.Option(help="Results folder. Default: results/PROFILE.", metavar="DIR")] = None,
         workers: Annotated[int | None, typer.Option(help="Notebooks at once. Default: as cores and memory allow.", metavar="N")] = None,

@@ -179,6 +179,7 @@ def test_aliases(tmp_path):
     ("sources: {lab_gisa: {inferred: [nodta]}}", ["inferred names the key 'nodta', which does not exist"]),
     ("sources: {lab_gisa: {sha256: abc}}", ["sha256", "pattern"]),
     ("sources: {new_one: {title: only a title}}", ["sources.new_one: description: this key is missing"]),
+    ("sources: {new_one: {title: one two, descripton: a map}}", ["sources.new_one: descripton: unknown key 'descripton': did you mean 'description'?"]),
     ("sources: {New-One: {}}", ["sources.New-One: a name is lower case letters, digits and _ (snake_case)"]),
     ("sources: {lab_gisa: 3}", ["sources.lab_gisa: must be a mapping with the keys title"]),
     ("sources: [a, b]", ["sources: must be a mapping from names to entries"]),

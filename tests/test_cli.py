@@ -1,8 +1,10 @@
 """The isa command as a user meets it: help, exit codes, one line for a mistake; and the checks of `isa test`."""
 import json
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -13,6 +15,7 @@ from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
 from isa_nb import cli, house
+from isa_nb.plan import load_suite
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +39,12 @@ def test_help_says_what_and_gives_an_example():
     for name in ("run", "fetch", "fuse", "map", "assess", "docs", "test"):
         code, out, _ = isa(name, "--help")
         assert code == 0 and "Example:" in out, name
+    assert isa("run", "-h") == isa("run", "--help") and isa("--version") == (0, f"isa_nb {metadata.version('isa_nb')}\n", "")
+
+
+def test_help_names_every_experiment():
+    _, out, _ = isa("run", "--help")
+    assert set(load_suite().experiments) <= set(re.findall(r"\w+", out))
 
 
 def test_help_needs_no_heavy_library():
