@@ -8,6 +8,7 @@ __all__ = ['Box', 'GEOCODER', 'SIDE', 'key_of', 'check_box', 'read_box', 'box_of
 # %% ../nbs/reference/75a_asked.ipynb #381469cd
 import re
 import unicodedata
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote
 
@@ -69,7 +70,10 @@ def box_of_file(path: str | Path,  # GeoJSON, GeoPackage or shapefile
         raise RequestError(f"{path} holds no geometry: give a file with a polygon around the place")
     if found.crs is None:
         raise RequestError(f"{path} says no CRS: give a GeoJSON file in degrees, or a file with a CRS")
-    return check_box(tuple(float(v) for v in found.to_crs(4326).total_bounds))
+    west, south, east, north = (float(v) for v in found.to_crs(4326).total_bounds)
+    if (west, south) == (east, north):
+        raise RequestError(f"{path} holds a point and no area: give a file with a polygon around the place, or --bbox W,S,E,N")
+    return check_box((west, south, east, north))
 
 # %% ../nbs/reference/75a_asked.ipynb #92128435
 GEOCODER = "https://nominatim.openstreetmap.org"
@@ -123,15 +127,16 @@ def _found(cat: Catalog, place: str | None, bbox: str | None) -> tuple[Box | Non
     if place in cat.areas:
         a = cat.areas[place]
         return a.bbox, a.centre or middle(a.bbox), a.title, a.citation
-    if Path(place).suffix.lower() in (".geojson", ".json", ".gpkg", ".shp"):
+    if Path(place).is_file() or Path(place).suffix.lower() in (".geojson", ".json", ".gpkg", ".shp"):
         if not Path(place).exists():
             raise RequestError(f"no such file: {place}")
         box = box_of_file(place)
         return box, middle(box), Path(place).stem, f"bounding box of {Path(place).name}"
     try:
         lon, lat, full = geocode(place)
-    except DataError as e:
-        raise DataError(f"{place!r} is no area of the catalogue, and the geocoder does not help: {e}; give --bbox W,S,E,N") from e
+    except (DataError, RequestError) as e:
+        near, hint = get_close_matches(place, cat.areas, 1), "" if "--bbox" in str(e) else "; give --bbox W,S,E,N"
+        raise type(e)(f"{place!r} is no area of the catalogue{f' (did you mean {near[0]!r}?)' if near else ''}, and the geocoder does not help: {e}{hint}") from e
     return None, (lon, lat), full.split(",")[0], f"place found by Nominatim: {full} (© OpenStreetMap contributors, ODbL-1.0)"
 
 

@@ -48,6 +48,8 @@ def against_raster(map_: Raster,  # (y, x) 0 pervious, 1 impervious; DataArray o
     "Scores of a map against a reference that covers it, with intervals by block bootstrap."
     m, r = _layer(map_, "map"), _layer(reference, "reference")
     height, width = same_grid(m.box, r.box, names=[str(x.path or x.name) for x in (m, r)]).shape.yx
+    if block is not None and block < 1:
+        raise RequestError(f"a block of {block} px: give the side of the blocks of the bootstrap, 1 px or more")
     side = block or max(32, round((height * width) ** 0.5 / 10))
     counts, known, silent = [], 0, 0
     for row in range(0, height, side):
@@ -72,6 +74,8 @@ def read_points(path: str | Path,  # a file of POINTS
         points = gpd.read_parquet(path) if Path(path).suffix.lower() == ".parquet" else gpd.read_file(path)
     except Exception as e:
         raise DataError(f"cannot read points from {path}: {' '.join(str(e).split())[:160]}") from e
+    if not len(points):
+        raise DataError(f"{path} holds no point")
     if not isinstance(points, gpd.GeoDataFrame) or points.crs is None or not (points.geom_type == "Point").all():
         raise DataError(f"{path} does not hold points with a CRS: save them, for instance, as GeoPackage")
     return points

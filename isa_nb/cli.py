@@ -7,6 +7,8 @@ __all__ = ['app', 'run_command', 'fetch_command', 'fuse_command', 'map_command',
 
 # %% ../nbs/reference/77_cli.ipynb #e201f4ed
 import contextlib
+import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -57,11 +59,24 @@ def _main(debug: Annotated[bool, typer.Option("--debug", help="Show where an err
 
 
 @contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    "Environment variables for a while."
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
 def _one_line(command: str) -> Iterator[None]:
     "Turn errors into one line and an exit code."
     from isa_nb.core import IsaError
     try:
-        yield
+        with _environment(**({} if _debug or "CPL_LOG" in os.environ else {"CPL_LOG": os.devnull})):  # where GDAL writes what it does not raise
+            yield
     except IsaError as e:
         if _debug:
             raise
@@ -134,27 +149,13 @@ def _plan_text(plan: Any) -> str:
     from isa_nb.fetch_plan import size_text, table
     full = table(plan)
     west, south, east, north = plan.area.bbox
-    shown = full.drop(columns=["asks for", "citation"]).astype(str).replace(["<NA>", "NaN", "nan"], "-")
+    shown = full.drop(columns=["asks for", "citation"]).astype(object).where(full.notna(), "-").astype(str)
     unknown = sum(i.sized == "unknown" for i in plan.items)
     more = f", and {unknown} of a size that no service says" if unknown else ""
     asks = "\n".join(f"  {n}: {what}" for n, what in full[["licence", "asks for"]].drop_duplicates().itertuples(index=False))
     cites = "\n".join(f"  {n}: {c}" for n, c in full[["source", "citation"]].drop_duplicates().itertuples(index=False))
     return (f"{plan.area.title} ({plan.area.name}), {west:.4f}, {south:.4f} to {east:.4f}, {north:.4f}\n{shown.to_string(index=False)}\n"
             f"to come over the network: {size_text(plan.size)}{more}\nwhat the licences ask for\n{asks}\nwhat to cite\n{cites}\n")
-
-
-@contextlib.contextmanager
-def _offline(asked: bool) -> Iterator[None]:
-    "ISA_OFFLINE for a while."
-    import os
-    before = os.environ.get("ISA_OFFLINE")
-    if asked:
-        os.environ["ISA_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if asked:
-            os.environ.pop("ISA_OFFLINE") if before is None else os.environ.update(ISA_OFFLINE=before)
 
 
 def _whole_years(text: str | None) -> list[int] | None:
@@ -192,7 +193,7 @@ def fetch_command(
 
     Example: `isa fetch "Lyon, France" --years 2021 --out lyon`, then `isa run --catalog lyon/catalog.yaml`
     """
-    with _one_line("fetch"), _offline(offline):
+    with _one_line("fetch"), _environment(**({"ISA_OFFLINE": "1"} if offline else {})):
         from isa_nb.asked import area_of
         from isa_nb.catalog import Catalog
         from isa_nb.fetch_plan import check_size, plan
@@ -222,12 +223,12 @@ def _legend(text: str,  # "glc_fcs30_2020", "190" or "51-62,190"
             catalog: Path | None,  # an overlay
             ) -> Any:  # a source of the catalogue, or code -> 0, 1, 255
     "What --legend means."
-    if not all(part.strip().replace("-", "").isdigit() for part in text.split(",")):
+    if not re.fullmatch(r"[\d\s,-]+", text):
         from isa_nb.catalog import Catalog
         return Catalog.load(overlay=catalog).source(text)
     from isa_nb.core import IMPERVIOUS, NODATA, PERVIOUS, RequestError
-    ranges = [[int(n) for n in part.split("-") if n] for part in text.split(",")]
-    if any(len(r) not in (1, 2) or not 0 <= r[0] <= r[-1] <= 255 for r in ranges):
+    ranges = [[int(n) for n in part.split("-")] if re.fullmatch(r"\s*\d+\s*(-\s*\d+\s*)?", part) else [] for part in text.split(",")]
+    if not all(r and r[0] <= r[-1] <= 255 for r in ranges):
         raise RequestError(f"--legend {text!r}: write the impervious codes as 190 or 51-62,190, from 0 to 255")
     legend = dict.fromkeys(range(256), PERVIOUS) | {c: IMPERVIOUS for r in ranges for c in range(r[0], r[-1] + 1)}
     nodata = _declared_nodata(path)
@@ -294,8 +295,17 @@ def fuse_command(
             if name not in paths:
                 raise unknown("product", name, paths)
         years = _years(year or [], list(paths))
+        if catalog is not None:
+            from isa_nb.catalog import Catalog
+            Catalog.load(overlay=catalog)  # a malformed one is told, whether a legend is taken from it or not
+        if preset != "paper":
+            from isa_nb.osm import preset_of
+            preset_of(preset)
         products = {n: FileProduct(p, _legend(legends[n], p, catalog) if n in legends else None, years.get(n)) for n, p in paths.items()}
-        print(_fuse_summary(fuse_files(products, out, osm=osm, preset=preset, rule=rule, cog=cog, overwrite=overwrite)))
+        said = _fuse_summary(fuse_files(products, out, osm=osm, preset=preset, rule=rule, cog=cog, overwrite=overwrite))
+        if ": nodata 100.00%" in said:
+            print("isa fuse: no pixel has a label: nowhere on the grid of the first product do all products hold data", file=sys.stderr)
+        print(said)
 
 # %% ../nbs/reference/77_cli.ipynb #fb1f4a28
 def _bands(text: str | None) -> list[int | str] | None:
@@ -412,10 +422,12 @@ def assess_command(
         out = out or Path(f"{Path(map_).with_suffix('')}_accuracy.csv")
         if Path(reference).suffix.lower() in POINTS:
             table = against_points(map_, reference, column)
-            lines = [_said(r, f"{r['measure']} {r['class']}", "estimate", "lo", "hi") for _, r in table.iterrows() if r["measure"] in ("overall", "users", "producers", "f1", "area") and r["class"] in ("all", "1")]
+            lines = [_said(r, f"{r['measure']} {r['class']}{' (km2)' * (r['measure'] == 'area')}", "estimate", "lo", "hi") for _, r in table.iterrows() if r["measure"] in ("overall", "users", "producers", "f1", "area") and r["class"] in ("all", "1")]
         else:
             table = against_raster(map_, reference, block, zone, kind, seed=seed)
             lines = [_said(table.iloc[0], name, name, f"{name}_lo", f"{name}_hi") for name in ("aAcc", "mIoU", "isa_iou", "isa_f1")]
+            blocks, side = table.loc[0, ["blocks", "block"]]
+            lines.append(f"{blocks} blocks of {side} px" if blocks > 1 else f"one block of {side} px: no interval; give a smaller --block")
         print("\n".join([*lines, "simulated" if table["simulated"].any() else "", str(write_table(out, table))]).replace("\n\n", "\n"))
 
 # %% ../nbs/reference/77_cli.ipynb #a0946d0a

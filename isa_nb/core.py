@@ -185,6 +185,8 @@ def rng(seed: int,  # seed of the run
         *names: str | int,  # what the stream is for
         ) -> np.random.Generator:  # independent for every (seed, names)
     "A reproducible random stream with a name."
+    if seed < 0:
+        raise RequestError(f"the seed is {seed}: give a whole number from 0 on")
     return np.random.default_rng([seed, *(zlib.crc32(str(n).encode()) for n in names)])
 
 # %% ../nbs/reference/00_core.ipynb #5c24799d

@@ -65,7 +65,7 @@ def crs_of(found: Any,  # what the file says; None: nothing
     if not found:
         if declared:
             return ProjCRS.from_user_input(declared)
-        raise DataError(f"{path} has no CRS: state `crs` in the catalogue entry, for instance crs: EPSG:4326")
+        raise DataError(f"{path} has no CRS: state `crs` in the catalogue entry, for instance crs: EPSG:4326, or write it into the file (rio edit-info --crs, ogr2ogr -a_srs)")
     found = ProjCRS.from_user_input(found)
     if declared and bounds is not None and not _same_crs(found, ProjCRS.from_user_input(declared), tuple(bounds)):
         raise DataError(f"{path} has the CRS {crs_name(found)} and the catalogue entry says {declared}: correct `crs` there, or overrule the file with access.options.crs")
@@ -94,8 +94,8 @@ def check_place(crs: ProjCRS,  # of the file
     "Refuse coordinates that cannot be those of the CRS."
     left, bottom, right, top = bounds
     if crs.is_geographic and (left < -361 or right > 361 or bottom < -91 or top > 91):
-        raise DataError(f"{path} says {crs_name(crs)} (degrees), but its coordinates reach from ({left:.6g}, {bottom:.6g}) to ({right:.6g}, {top:.6g}): "
-                        "its CRS is wrong; state the right one in access.options.crs")
+        raise DataError(f"{path} says {crs_name(crs)} (degrees), but its coordinates reach from ({left:.8g}, {bottom:.8g}) to ({right:.8g}, {top:.8g}): "
+                        "its CRS is wrong; state the right one in access.options.crs of the catalogue entry, or write it into the file (rio edit-info --crs, ogr2ogr -a_srs)")
 
 
 def bounds_in(geobox: GeoBox,  # a grid
@@ -114,7 +114,7 @@ def check_overlap(geobox: GeoBox,  # the asked grid
     "DataError if a file and a grid have no place in common."
     a, b = bounds_in(geobox, crs), bounds
     if a[0] >= b[2] or a[2] <= b[0] or a[1] >= b[3] or a[3] <= b[1]:
-        text = lambda v: f"({', '.join(f'{x:.6g}' for x in v)})"  # noqa: E731
+        text = lambda v: f"({', '.join(f'{x:.8g}' for x in v)})"  # noqa: E731
         degrees = crs.is_projected and all(-360 <= v <= 360 for v in b)
         hint = "its coordinates look like degrees, so its CRS is probably wrong" if degrees else "choose an area inside it, or another source"
         raise DataError(f"{name} does not overlap the asked grid: it covers {text(b)} in {crs_name(crs)}, asked is {text(a)}; {hint}")

@@ -77,6 +77,8 @@ def _area(within: Polygons | None, imagery: Imagery) -> Any:
         return None
     if within.crs is None:
         raise DataError("the polygons to map within carry no CRS: set one with set_crs")
+    if not within.geom_type.isin(["Polygon", "MultiPolygon"]).all():
+        raise DataError(f"the boundary to map within holds {', '.join(sorted(set(within.geom_type.dropna().astype(str)))) or 'nothing'} where polygons are due: give the outline of the place")
     area, outline = within.geometry.to_crs(str(imagery.box.crs)).union_all(), shapely.box(*imagery.box.boundingbox)
     if not area.intersects(outline):
         raise RequestError(f"the polygons to map within lie outside {imagery.called}: bring imagery of the place, {crs_name(imagery.box)} {', '.join(f'{v:.0f}' for v in area.bounds)}")
@@ -273,8 +275,10 @@ def map_raster(model: Callable,  # a models.Model, or (B, C, H, W) float32 -> (B
                ) -> Path:  # path of the map: uint8 classes, nodata 255; its grid is finer than that of the imagery where the model's answer is
     "Map a raster of any size."
     out, runner = Path(out), Runner(model, device, precision, batch, threads or (1 if client is not None else None))
-    if out.is_dir() or not out.suffix:
+    if out.is_dir() or out.suffix.lower() not in (".tif", ".tiff"):
         raise RequestError(f"{out} is no name of a GeoTIFF: call it, for instance, {out / 'map.tif' if out.is_dir() else out.with_suffix('.tif')}")
+    if not isinstance(source, xr.DataArray) and out.resolve() == Path(source).resolve():
+        raise RequestError(f"{out} is the imagery itself: choose another name for the map")
     with runner.ready(), rasterio.Env(GDAL_CACHEMAX=128):
         job = Job.of(runner, Imagery(source, bands, nodata, void), tile, overlap, legend, within)
         request = job.request()

@@ -230,7 +230,7 @@ def _window(src: rasterio.DatasetReader, geobox: GeoBox) -> Window | None:
 
 def _bands(band: int | list[int] | None, count: int, name: str, classes: bool) -> list[int]:
     if band is None and classes and count > 1:
-        raise DataError(f"{name} has {count} bands where one layer of classes is due: say which in access.options.band")
+        raise DataError(f"{name} has {count} bands where one layer of classes is due: say which in access.options.band of a catalogue entry, or cut it out (gdal_translate -b 1)")
     bands = list(range(1, count + 1)) if band is None else [band] if isinstance(band, int) else list(band)
     if bad := [b for b in bands if not 1 <= b <= count]:
         raise RequestError(f"{name} has no band {bad[0]}: it has bands 1 to {count}")

@@ -96,9 +96,12 @@ class Runner:
                  batch: int | None = None,  # tiles at once; None: 8 on a graphics card, else 1
                  threads: int | None = None,  # batches at once; None: 1 on a graphics card, else as many as PyTorch uses, at most 8
                  ):
-        if (batch or 1) < 1 or (threads or 1) < 1:
+        if any(n is not None and n < 1 for n in (batch, threads)):
             raise RequestError(f"batch {batch}, threads {threads}: give at least 1")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        try:
+            self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        except RuntimeError:
+            raise RequestError(f"unknown device {device!r}: give auto, cpu, cuda, cuda:1, ...") from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RequestError(f"device {device!r}: PyTorch finds no graphics card here; say device=\"cpu\"")
         if precision not in ("auto", "float32", "bfloat16"):
@@ -173,8 +176,9 @@ class Tiling:
     def of(cls, runner: Runner, imagery: Imagery, tile: int = 512, overlap: int = 128, part: int = 512, buffer: float = 256e6, within: Any = None) -> "Tiling":
         "Parts are at least `part` rows of the map high, and as wide as a buffer of so many bytes allows."
         (n, scale), (height, width) = count_classes(runner, imagery), imagery.box.shape.yx
+        rows = axis(height, tile, overlap, -(-part // scale))
         panel = max(1, int(buffer / (4 * n * tile * scale ** 2)) - 2 * tile)
-        return cls(runner, imagery, n, axis(height, tile, overlap, -(-part // scale)), axis(width, tile, overlap, panel), scale, within)
+        return cls(runner, imagery, n, rows, axis(width, tile, overlap, panel), scale, within)
 
     def inside(self, box: GeoBox, touched: bool = False) -> np.ndarray:
         "(h, w) bool: pixels of a grid whose centre, or any part of which, may be mapped."

@@ -7,11 +7,13 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import geopandas as gpd
 import nbformat
 import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from shapely import Point
 from typer.testing import CliRunner
 
 from isa_nb import cli, house
@@ -109,10 +111,11 @@ def products(tmp_path) -> Path:
     a, b = np.zeros((64, 64), np.uint8), np.full((64, 64), 10, np.uint8)
     a[:, :20], b[:, :21] = 1, 190
     b[0, 0] = 250
-    for name, values, nodata in (("a", a, 255), ("b", b, 250)):
+    for name, values, nodata in (("a", a, 255), ("b", b, 250), ("void", np.full_like(a, 255), 255)):
         with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", width=64, height=64, count=1, dtype="uint8", crs="EPSG:32650", nodata=nodata,
                            transform=from_origin(500_000, 4_000_000, 30, 30)) as f:
             f.write(values, 1)
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "b.tif").read_bytes()[:2000])
     return tmp_path
 
 
@@ -126,6 +129,8 @@ def test_fuse_on_files(products):
     assert json.loads((out / "fusion.json").read_text())["years"] == ["unknown", "2020"]
     assert "4,096 pixels" in text and "agreement" in text and str(out / "label.tif") in text
     assert_one_line(isa("fuse", "--product", f"a={products}/a.tif", "--product", f"b={products}/b.tif", "--legend", "b=190", "--out", str(out)), 2, "holds an earlier fusion")
+    code, text, err = isa("fuse", "--product", f"a={products}/a.tif", "--product", f"void={products}/void.tif", "--out", str(products / "none"))
+    assert code == 0 and "4,096 pixels: nodata 100.00%" in text and err.startswith("isa fuse: no pixel has a label: nowhere on the grid of the first product do all products hold data")
 
 
 @pytest.mark.parametrize(("words", "code", "message"), [
@@ -133,7 +138,11 @@ def test_fuse_on_files(products):
     (["--product", "a={}/a.tif", "--product", "a={}/b.tif"], 2, "--product a is given twice"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "c=190"], 2, "unknown product 'c'"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=300"], 2, "from 0 to 255"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=-5"], 2, "--legend '-5': write the impervious codes as 190 or 51-62,190"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=gisaa"], 2, "unknown source 'gisaa'"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--preset", "papr"], 2, "unknown OSM preset 'papr': did you mean 'paper'?"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--catalog", "none.yaml"], 2, "no such catalogue: none.yaml"),
+    (["--product", "a={}/a.tif", "--product", "b={}/cut.tif", "--legend", "b=190"], 1, "cut.tif"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--year", "last"], 2, "--year: write it as 2020"),
     (["--product", "a={}/a.tif", "--product", "b={}/none.tif"], 1, "none.tif"),
     (["--product", "a={}/a.tif", "--product", "b={}/none.tif", "--legend", "b=190"], 1, "none.tif"),
@@ -178,6 +187,9 @@ def town(tmp_path, monkeypatch) -> Path:
                            transform=from_origin(500_000, 4_000_000, 10, 10)) as f:
             f.write(values)
             f.descriptions = ("red", "nir")[:len(values)] if name == "image" else ("truth",)
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "truth.tif").read_bytes()[:2000])
+    (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    gpd.GeoDataFrame(geometry=[Point(500_100, 3_999_900)], crs="EPSG:32650").to_file(tmp_path / "points.gpkg")
     return tmp_path
 
 
@@ -201,6 +213,7 @@ def test_map_and_assess(town):
 
     code, text, err = isa("assess", str(out), str(town / "truth.tif"), "--zone", "W2")
     assert code == 0 and not err and "simulated" in text and "aAcc 0.980 (" in text, (text, err)
+    assert "35 blocks of 32 px" in text and "one block of 500 px: no interval; give a smaller --block" in isa("assess", str(out), str(town / "truth.tif"), "--block", "500", "--out", str(town / "one.csv"))[1]
     table = pd.read_csv(town / "maps" / "map_accuracy.csv")
     right = (got == truth)[:, :140].sum() / (200 * 140 - 100)
     assert (table.zone[0], table.reference[0], bool(table.simulated[0])) == ("W2", "truth", True) and abs(table.aAcc[0] - right) < 1e-5
@@ -209,7 +222,6 @@ def test_map_and_assess(town):
 
 
 def test_assess_with_points(town):
-    import geopandas as gpd
     import pandas as pd
     gen = np.random.default_rng(1)
     row, col = gen.integers(0, 200, 1000), gen.integers(0, 140, 1000)
@@ -235,11 +247,21 @@ def test_assess_with_points(town):
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--tile", "64", "--overlap", "64"], 2, "give a tile of at least 1 px"),
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--nodata", "zero"], 2, "--nodata 'zero': write a number, or none"),
     (["map", "{}/model", "{}/image.tif", "{}"], 2, "is no name of a GeoTIFF"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.png"], 2, "map.png is no name of a GeoTIFF"),
+    (["map", "{}/model", "{}/image.tif", "{}/image.tif", "--overwrite"], 2, "image.tif is the imagery itself: choose another name for the map"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--tile", "0"], 2, "give a tile of at least 1 px"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--batch", "0"], 2, "batch 0"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--device", "gpu"], 2, "unknown device 'gpu': give auto, cpu, cuda"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--within", "{}/points.gpkg"], 1, "the boundary to map within holds Point where polygons are due"),
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--stac", "summer"], 2, "time 'summer': give a year, a month or a day"),
     (["assess", "{}/none.tif", "{}/truth.tif"], 1, "none.tif"),
     (["assess", "{}/truth.tif", "{}/none.gpkg"], 1, "cannot read points from"),
     (["assess", "{}/truth.tif", "{}/image.tif"], 1, "one band of class codes is due"),
     (["assess", "{}/truth.tif", "{}/truth.tif", "--kind", "mine"], 2, "unknown reference 'mine'"),
+    (["assess", "{}/truth.tif", "{}/truth.tif", "--block", "0"], 2, "a block of 0 px"),
+    (["assess", "{}/truth.tif", "{}/truth.tif", "--seed", "-1"], 2, "the seed is -1"),
+    (["assess", "{}/truth.tif", "{}/empty.geojson"], 1, "empty.geojson holds no point"),
+    (["assess", "{}/cut.tif", "{}/truth.tif"], 1, "cut.tif"),
 ])
 def test_a_wrong_map_or_assess_is_one_line(town, words, code, message):
     before = sorted(p.name for p in town.iterdir())
