@@ -9,6 +9,7 @@ __all__ = ['LC_LAYERS', 'class_product', 'intersect_files']
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,12 +93,12 @@ def _intersect(windows: Windows, out: Path, rule: Rule, only: tuple[str, ...], c
              "notices": notices(names, told["years"], has, rule)}
     tags = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
     (out / "landcover.json").unlink(missing_ok=True)
-    with contextlib.ExitStack() as stack:
+    with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
+        inputs = aside.submit(lambda: {"inputs": {p.name: {str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products}} | provenance())
         writers = {k: stack.enter_context(writing(out / f"{k}.tif", LC_LAYERS[k], np.dtype(np.uint8), windows.box, tags, cog)) for k in only}
         rows = apply_windows(windows, table, writers, out, threads)
     label, how, _ = table.columns
     count = lambda column, of: {name: int(rows[column == c].sum()) for c, name in of.items() if rows[column == c].any()}  # noqa: E731
     named_by = {name: int(rows[(said(table.codes, len(names)) == c).any(0)].sum()) for c, name in LAND_COVER.items()}
-    inputs = {p.name: {str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products}
     counts = {"pixels": int(rows.sum()), "rules": count(how, LC_RULES), "labelled": count(label, LAND_COVER), "named": {k: v for k, v in named_by.items() if v}}
-    return {k: out / f"{k}.tif" for k in only} | {"json": write_json(out / "landcover.json", about | counts | {"inputs": inputs} | provenance())}
+    return {k: out / f"{k}.tif" for k in only} | {"json": write_json(out / "landcover.json", about | counts | inputs.result())}
