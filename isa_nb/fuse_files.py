@@ -256,8 +256,9 @@ def writing(path: Path,  # the file to be made
             yield dst
         _check_written(plain, path)
         if cog:
-            _check_space(path.parent, 2 * plain.stat().st_size)
-            rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling=style.overviews, num_threads="all_cpus", **compress)
+            _check_space(path.parent, 2 * plain.stat().st_size + box.shape.y * box.shape.x * np.dtype(dtype).itemsize // 2)
+            with rasterio.Env(COG_TMP_COMPRESSION="NONE"):  # overviews that are only laid down to be copied: packing them took most of the time
+                rasterio.shutil.copy(plain, final, driver="COG", level=1, overview_resampling=style.overviews, num_threads="all_cpus", **compress)
             _check_written(final, path)
 
 # %% ../nbs/reference/32_fuse_files.ipynb #3d62f593

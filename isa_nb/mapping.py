@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import nn
 import isa_nb
 from .chips import Raster
 from .core import LAND_COVER, NODATA, DataError, RequestError, crs_name, raster, unknown
-from .fuse_files import PERCENT_NODATA, _rgb, writing
+from .fuse_files import PERCENT_NODATA, _rgb, stream, writing
 from .fuse_files import Layer as Style
 from .imagery import Imagery
 from .parts import holding, part_path, read_part, runs, write_part
@@ -231,17 +232,19 @@ def _assemble(job: Job, folder: Path, out: Path, key: str) -> None:
     "Make the two files from the parts."
     t, facts = job.tiling, job.facts() | {"request": key}
     tags = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
-    styles = (Style("class: " + ", ".join(f"{c} {n}" for c, n in zip(job.classes.codes, job.classes.names, strict=True)), NODATA, _rgb(dict(job.classes.colours))),
-              Style(job.classes.said, PERCENT_NODATA, scale=0.01, overviews="average"))
-    with writing(out, styles[0], np.dtype(np.uint8), t.box, tags, cog=True) as classes, writing(probability_path(out), styles[1], np.dtype(np.uint8), t.box, tags, cog=True) as share:
-        for strip in range(t.down.parts):
-            for panel in range(t.along.parts):
+    layers = ((out, Style("class: " + ", ".join(f"{c} {n}" for c, n in zip(job.classes.codes, job.classes.names, strict=True)), NODATA, _rgb(dict(job.classes.colours)))),
+              (probability_path(out), Style(job.classes.said, PERCENT_NODATA, scale=0.01, overviews="average")))
+
+    def make(band: int) -> None:
+        with writing(*layers[band - 1], np.dtype(np.uint8), t.box, tags, cog=True) as f:
+            for strip, panel in product(range(t.down.parts), range(t.along.parts)):
                 (top, bottom), (left, right) = t.down.span(strip), t.along.span(panel)
-                values = read_part(part_path(folder, panel, strip), (bottom - top, right - left))
+                values = read_part(part_path(folder, panel, strip), (bottom - top, right - left), band)
                 if values is None:
                     raise DataError(f"{part_path(folder, panel, strip)} vanished or was damaged: start again, the other parts are kept")
-                for f, v in zip((classes, share), values, strict=True):
-                    f.write(v, 1, window=Window(left, top, right - left, bottom - top))
+                f.write(values, 1, window=Window(left, top, right - left, bottom - top))
+    for _ in stream((1, 2), make, 2):
+        pass
 
 
 def _key(path: Path) -> str | None:

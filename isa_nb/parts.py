@@ -33,11 +33,12 @@ def part_path(folder: Path,  # of the parts
 
 def read_part(path: Path,  # of the part
               shape: tuple[int, int],  # rows and columns that it must have
-              ) -> np.ndarray | None:  # (band, h, w) uint8; None if it is missing or damaged
+              band: int | None = None,  # from 1; None: all
+              ) -> np.ndarray | None:  # (band, h, w) uint8, or (h, w); None if it is missing or damaged
     "Read a part."
     try:
         with rasterio.open(path) as f:
-            return f.read() if f.shape == shape else None
+            return f.read(band) if f.shape == shape else None
     except RasterioError:
         return None
 
@@ -49,7 +50,7 @@ def write_part(path: Path,  # of the part
     "Write a part, whole or not at all."
     with atomic_path(path) as tmp:
         with rasterio.open(tmp, "w", driver="GTiff", count=len(values), height=values.shape[1], width=values.shape[2], dtype="uint8", nodata=NODATA, crs=box.crs.to_wkt(),
-                           transform=box.affine, compress="zstd", zstd_level=1) as f:
+                           transform=box.affine, interleave="band", blockysize=min(64, values.shape[1]), compress="zstd", zstd_level=1) as f:
             f.write(values)
         if read_part(tmp, values.shape[1:]) is None:  # GDAL only mumbles when a disk is full
             raise DataError(f"cannot write {path}: the file system took only a part of it; free some space, then start again: what is finished is kept")

@@ -61,6 +61,10 @@ class Axis:
         "The first tile that covers a pixel."
         return next(i for i, f in enumerate(self.first) if f + self.side > pixel)
 
+    def shared(self, tile: int) -> int:
+        "How many pixels at the beginning of a tile an earlier one covers too."
+        return max(0, self.first[tile - 1] + self.side - self.first[tile]) if tile else 0
+
     def finer(self, scale: int) -> "Axis":
         "The same tiles on a raster with so many times more pixels."
         return self if scale == 1 else Axis(self.size * scale, self.side * scale, tuple(f * scale for f in self.first), self.group)
@@ -260,6 +264,17 @@ def _answer(t: Tiling, left: int, batch: Batch) -> tuple[int, np.ndarray, list[i
     return i, valid, tiles, t.runner(x) if tiles else ()
 
 # %% ../nbs/reference/48a_tiling.ipynb #0035aa6a
+def _lay(scores: Tensor, y: Tensor, rows: Axis, cols: Axis, i: int, j: int, down: Tensor, over: Tensor) -> None:
+    "Lay the scores of a tile down, (n, side, side), weighted: what tiles above and to the left cover is added to, all else is replaced."
+    r, c = rows.shared(i), cols.shared(j)
+    below, right = max(r, rows.start(i + 1) - rows.first[i]), max(c, cols.start(j + 1) - cols.first[j])  # from where on later tiles cover it too
+    scores[:, :r].addcmul_(y[:, :r], down[:r] * over)
+    scores[:, r:, :c].addcmul_(y[:, r:, :c], down[r:] * over[:c])
+    scores[:, r:, c:] = y[:, r:, c:]
+    scores[:, below:, c:] *= down[below:]
+    scores[:, r:, right:] *= over[right:]
+
+# %% ../nbs/reference/48a_tiling.ipynb #68289f96
 @patch
 def blend(self: Tiling,
           panel: int = 0,  # columns
@@ -278,12 +293,12 @@ def blend(self: Tiling,
             for _, valid, tiles, answer in answers:  # noqa: B007
                 for j, y in zip(tiles, answer, strict=True):
                     at = cols.first[j] - k * left
-                    scores[..., at:at + cols.side].addcmul_(y, down[i] * over[j])
+                    _lay(scores[..., at:at + cols.side], y, rows, cols, i, j, down[i], over[j])
             if i >= begin:
                 yield i, scores, valid
             done = rows.start(i + 1) - rows.start(i)
             rest = scores[:, done:].clone()
-            scores[:, :rest.shape[1]], scores[:, rest.shape[1]:] = rest, 0
+            scores[:, :rest.shape[1]] = rest
     finally:
         torch.set_num_threads(threads)
 
