@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -10,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from isa_nb import faithfulness, mapping, models, pairs, sharpen
 from isa_nb.core import DataError, IsaError, RequestError, geobox_of, raster
-from isa_nb.superres import block_mean
+from isa_nb.superres import SuperResolutionLoss, block_mean
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BOX = GeoBox.from_bbox((500000, 3400000, 500480, 3400480), "EPSG:32650", resolution=1)
@@ -92,6 +93,33 @@ def test_a_folder_is_whole_and_draws_the_same(pair, tmp_path):
         mapping.map_array(there, lr, 32, 8)
     with pytest.raises(RequestError, match="holds another training"):
         sharpen.fit(models.build(spec), data, tmp_path / "g", **{**how, "lr": 0.1})
+
+
+def test_a_training_that_is_cut_off_goes_on(pair, tmp_path, monkeypatch):
+    "Weights, average, judge and both optimisers are those of a training that was never cut off."
+    data = pairs.cut(*pair, side=8, number=8), pairs.cut(*pair, side=8, number=4, seed=1)
+    spec, loss = spec_of(data[0], seed=2), SuperResolutionLoss(kind="filters")
+    how = {"epochs": 3, "steps": 6, "batch": 2, "threads": 1, "loss": loss, "judge": 4, "begin": 0.3, "checkpoint": 0.0}
+    whole = sharpen.fit(models.build(spec), data, tmp_path / "whole", **how)
+    write, seen = sharpen.Diary.after_epoch, []
+
+    def cut_off(self):
+        write(self)
+        seen.append(self.epoch)
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(sharpen.Diary, "after_epoch", cut_off)
+        sharpen.fit(models.build(spec), data, tmp_path / "cut", **how)
+    assert seen == [0, 1, 2]
+    assert (tmp_path / "cut" / sharpen.CHECKPOINT).exists()
+    with pytest.raises(RequestError, match="belongs to another training: name another folder, or delete it"):
+        sharpen.fit(models.build(spec), data, tmp_path / "cut", **{**how, "lr": 0.1})
+    done = sharpen.fit(models.build(spec), data, tmp_path / "cut", **how)
+    assert done.history.epoch.tolist() == [1, 2, 3]
+    pd.testing.assert_frame_equal(done.history.drop(columns="seconds"), whole.history.drop(columns="seconds"), rtol=1e-4)
+    np.testing.assert_allclose(sharpen.draw(done.model, pair[0]), sharpen.draw(whole.model, pair[0]), rtol=1e-4, atol=1e-2)
+    assert not (tmp_path / "cut" / sharpen.CHECKPOINT).exists()
 
 
 def test_pixels_without_data_stay_without(pair):
