@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import geopandas as gpd
+import nbformat
 import numpy as np
 import pytest
 import rasterio
@@ -164,6 +165,25 @@ def test_scores_are_those_of_scikit_learn():
     t, s = truth.ravel(), said.ravel()
     for name, value in {"mean_f1": f1_score(t, s, average="macro"), "isa_f1": f1_score(t, s), "other_f1": f1_score(t, s, pos_label=0), "isa_precision": precision_score(t, s), "isa_recall": recall_score(t, s)}.items():
         assert got[name] == pytest.approx(value)
+
+
+def test_change_maps_every_year_at_1_m_with_the_joint_model_that_jointseg_left(tmp_path):
+    "The experiment `change_1m`: the cells of change.ipynb with the folder of a needed jointseg."
+    models.save(tiny(), tmp_path / "jointseg" / "data" / "model_joint", {})
+    told = {"extent": 160, "years": [2017, 2023], "tile": 16, "overlap": 4, "block": 40, "number_of_points": 40, "out": str(tmp_path / "change"), "inputs": {"jointseg": str(tmp_path / "jointseg")}}
+    names: dict = {}
+    for cell in nbformat.read(Path(__file__).parents[1] / "nbs" / "experiments" / "change.ipynb", 4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "change.ipynb", "exec"), names)
+            names.update(told if "parameters" in cell.metadata.get("tags", []) else {})
+    assert names["learn"] == 2020  # the light in which the model learnt
+    assert sorted(names["paths"]) == [2017, 2023]
+    for path in (*names["paths"].values(), names["made"]["first_year"]):
+        with rasterio.open(path) as f:
+            assert (f.shape, f.res) == ((160, 160), (1, 1))
+    filtered = names["moves"].query("maps == 'filtered'")
+    assert filtered.lost.sum() == 0
+    assert json.loads((tmp_path / "change" / "outputs.json").read_text())["experiment"] == "change_1m"
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data/satellogic_s2_pair is not there")
