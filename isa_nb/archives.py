@@ -33,13 +33,13 @@ def _safe_name(name: str, archive: Path) -> str:
     return str(path)
 
 
-def _check_sizes(chosen: list[zipfile.ZipInfo], archive: Path) -> None:
+def _check_sizes(chosen: list[zipfile.ZipInfo], archive: Path, folder: Path) -> None:
     total = sum(i.file_size for i in chosen)
     if total > HARMLESS and (total > RATIO * archive.stat().st_size or any(i.file_size > max(HARMLESS, RATIO * i.compress_size) for i in chosen)):
         raise DataError(f"{archive.name} would swell from {archive.stat().st_size} to {total} bytes: this is no honest archive, and nothing was unpacked")
     if total > LARGEST:
         raise DataError(f"{archive.name} holds {total / 1e9:.0f} GB: unpack what you need by hand, and give its place in an overlay (driver file)")
-    if total > (free := shutil.disk_usage(archive.parent).free):
+    if total > (free := shutil.disk_usage(folder.parent).free):
         raise DataError(f"{archive.name} needs {total / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: make room, or set ISA_CACHE to another folder")
 
 # %% ../nbs/reference/11f_archives.ipynb #37013046
@@ -56,17 +56,19 @@ def _chosen(names: Iterable[str], members: tuple[str, ...], archive: Path) -> tu
 # %% ../nbs/reference/11f_archives.ipynb #e7765c88
 def unpack(archive: Path,  # a .zip, or another kind that a program on this machine can unpack
            members: tuple[str, ...] = ("*",),  # patterns, of whole names or of the last part, in upper or lower case
-           ) -> list[Path]:  # the files that the patterns name, under a folder beside the archive
+           folder: Path | None = None,  # None: beside the archive
+           ) -> list[Path]:  # the files that the patterns name, in the folder
     "Take files out of an archive; DataError if it cannot be trusted or lacks them."
-    folder = archive.with_name(archive.name + ".d")
-    with FileLock(f"{archive}.lock"):
+    folder = folder or archive.with_name(archive.name + ".d")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder.with_suffix('')}.lock"):
         if archive.suffix.lower() != ".zip":
             return _other(archive, folder, members)
         try:
             with zipfile.ZipFile(archive) as z:
                 names = {_safe_name(i.filename, archive): i for i in z.infolist() if not i.is_dir()}
                 chosen, wanted = _chosen(names, members, archive)
-                _check_sizes([names[n] for n in wanted], archive)
+                _check_sizes([names[n] for n in wanted], archive, folder)
                 for n in wanted:
                     _take(z, names[n], folder / n, archive)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as e:
@@ -100,7 +102,7 @@ def _other(archive: Path, folder: Path, members: tuple[str, ...]) -> list[Path]:
         program = next((p for p in PROGRAMS if shutil.which(p)), None)
         if program is None:
             raise RequestError(f"{archive.name} is a {archive.suffix} archive and no program here unpacks it: install bsdtar (libarchive), 7z or unar, or unpack it by hand into {folder}")
-        with tempfile.TemporaryDirectory(dir=archive.parent, ignore_cleanup_errors=True) as made:
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
             done = subprocess.run([part.format(archive=archive.resolve(), folder=made) for part in PROGRAMS[program].split(" ")], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise DataError(f"{archive} cannot be unpacked by {program} ({' '.join(done.stderr.split())[:80]}): delete it and fetch it again")

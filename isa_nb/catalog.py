@@ -137,12 +137,11 @@ def _merge(ours: Any, theirs: Any) -> Any:
 def _absolute(entry: Any, folder: Path) -> Any:
     "Paths of an entry's access, made absolute from the folder of its file."
     options = entry.get("access", {}).get("options", {}) if isinstance(entry, dict) and isinstance(entry.get("access"), dict) else {}
-    if not isinstance(options, dict) or "path" not in options:
+    if not isinstance(options, dict) or not {"path", "folder"} & set(options):
         return entry
     place = lambda p: os.path.normpath(folder / os.path.expanduser(p)) if isinstance(p, str) else p  # noqa: E731
-    path = options["path"]
-    made = [place(p) for p in path] if isinstance(path, list) else place(path)
-    return {**entry, "access": {**entry["access"], "options": {**options, "path": made}}}
+    made = {k: [place(p) for p in v] if isinstance(v, list) else place(v) for k, v in options.items() if k in ("path", "folder")}
+    return {**entry, "access": {**entry["access"], "options": options | made}}
 
 # %% ../nbs/reference/10_catalog.ipynb #0981c0f3
 def _sections(path: Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['PERVIOUS', 'IMPERVIOUS', 'UNCERTAIN', 'NODATA', 'LABELS', 'LABEL_COLOURS', 'RULE_NODATA', 'RULE_AGREEMENT',
            'RULE_OSM_IMPERVIOUS', 'RULE_OSM_PERVIOUS', 'RULE_POSTERIOR', 'RULE_UNCERTAIN', 'RULES', 'RULE_COLOURS',
-           'LAND_COVER', 'LAND_COVER_IGNORE', 'LAND_COVER_COLOURS', 'first_class', 'IsaError', 'DataError',
+           'LAND_COVER', 'LAND_COVER_IGNORE', 'LAND_COVER_COLOURS', 'S2_OFFSET', 'first_class', 'IsaError', 'DataError',
            'RequestError', 'unknown', 'utm_crs', 'area_geobox', 'square_geobox', 'geobox_of', 'crs_name', 'same_grid',
            'raster', 'rng', 'atomic_path', 'write_text', 'write_json', 'write_table', 'sha256', 'resource',
            'provenance']
@@ -63,6 +63,9 @@ def first_class(ignore: Iterable[int],  # label codes that do not count
 
 LAND_COVER_COLOURS = {0: "#000000", 1: "#267300", 2: "#a3b341", 3: "#f5e27a", 4: "#a5e06c", 5: "#d7263d", 6: "#c2a888", 7: "#2f6fb7",
                       8: "#57b8a6", 9: "#f2f7fa", 10: "#b9a7d1", 11: "#555555"}
+
+# %% ../nbs/reference/00_core.ipynb #c69fb974
+S2_OFFSET = 1000  # digital numbers in the values of Sentinel-2 from processing baseline 04.00 on
 
 # %% ../nbs/reference/00_core.ipynb #ba8b1834
 class IsaError(Exception):

@@ -8,11 +8,12 @@ __all__ = ['File', 'coordinates', 'holds', 'choose', 'plan_zenodo', 'plan_figsha
 # %% ../nbs/reference/11j_deposits.ipynb #bbd9cf9b
 import fnmatch
 import re
+from pathlib import Path
 from typing import Any
 
 from .core import DataError
 from .remote import Asset, Request, ask, asset, stat
-from .tiles import filled, names_of, of_year, patterns
+from .tiles import filled, names_of, of_year, own_files, patterns
 
 # %% ../nbs/reference/11j_deposits.ipynb #9a5717dd
 _SPELT = {"lat": r"(?:[NS]\d+|-?\d+[NS])", "lon": r"(?:[EW]\d+|-?\d+[EW])"}
@@ -63,13 +64,16 @@ def choose(request: Request,  # options: pattern, tile, corner, members
                     chosen.setdefault(f, []).extend(patterns(o, request, **tile))
     if not chosen and not any(coordinates(f[0], pattern) is not None for f in files):
         raise DataError(f"{request.name}: the deposit has no file like {pattern}: it has {', '.join(f[0] for f in files[:5])}{' ...' if len(files) > 5 else ''}; correct access.options.pattern")
-    return [asset(request, url, name, size=size, checksum=checksum, members=tuple(members)) for (name, url, size, checksum), members in chosen.items()]
+    own = lambda url: Path(url) if o.get("folder") else None  # noqa: E731
+    return [asset(request, url, name, size=size, checksum=checksum, members=tuple(members), own=own(url)) for (name, url, size, checksum), members in chosen.items()]
 
 # %% ../nbs/reference/11j_deposits.ipynb #4392f1a9
 def plan_zenodo(request: Request,  # options: record, pattern, tile, corner, region, members
                 ) -> list[Asset]:  # that the request needs
     "The files of a Zenodo record that a request needs."
     record = request.options["record"]
+    if request.options.get("folder"):
+        return choose(request, _own(request))
     said = _listed(ask(f"https://zenodo.org/api/records/{record}"), "files", f"Zenodo record {record}")
     return choose(request, [(f["key"], f"https://zenodo.org/api/records/{record}/files/{f['key']}/content", f.get("size"), f.get("checksum")) for f in said])
 
@@ -78,12 +82,19 @@ def plan_figshare(request: Request,  # options: article, version, pattern, membe
                   ) -> list[Asset]:  # that the request needs
     "The files of a figshare article that a request needs."
     o = request.options
+    if o.get("folder"):
+        return choose(request, _own(request))
     version = f"/versions/{o['version']}" if o.get("version") else ""
     said = _listed(ask(f"https://api.figshare.com/v2/articles/{o['article']}{version}"), "files", f"figshare article {o['article']}")
     md5 = lambda f: f.get("computed_md5") or f.get("supplied_md5")  # noqa: E731
     return choose(request, [(f["name"], f["download_url"], f.get("size"), f"md5:{md5(f)}" if md5(f) else None) for f in said])
 
 # %% ../nbs/reference/11j_deposits.ipynb #ad54ed76
+def _own(request: Request) -> list[File]:
+    "The files in a user's folder, as those of a deposit."
+    return [(p.name, str(p), p.stat().st_size, None) for p in own_files(request)]
+
+
 def _listed(answer: Any, key: str, what: str) -> list[dict[str, Any]]:
     "A list inside an answer; DataError if the service answers otherwise than it did."
     found = answer.get(key) if isinstance(answer, dict) else None

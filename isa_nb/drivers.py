@@ -170,7 +170,7 @@ def _lab_truth(layer: str, world: Any, geobox: GeoBox, year: int | None) -> xr.D
     return raster(np.where(LC_LUT == NODATA, LAND_COVER_IGNORE, LC_LUT)[truth.values], geobox, "truth_lc", nodata=LAND_COVER_IGNORE)
 
 # %% ../nbs/reference/11_drivers.ipynb #15346424
-REMOTE = {"http": "deposits", "zenodo": "deposits", "figshare": "deposits", "tiles": "tiles", "geofabrik": "geofabrik", "buildings": "footprints", "stac": "stac_source"}  # driver -> room
+REMOTE = {"http": "deposits", "zenodo": "deposits", "figshare": "deposits", "tiles": "tiles", "geofabrik": "geofabrik", "buildings": "footprints", "stac": "stac_source", "earthengine": "earthengine"}  # driver -> room
 
 # %% ../nbs/reference/11_drivers.ipynb #e46c5d9b
 def _open_remote(driver: str, request: Request) -> xr.DataArray | gpd.GeoDataFrame:

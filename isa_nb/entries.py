@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ByYear', 'Access', 'DOI', 'LICENCES', 'KINDS', 'keys_of', 'Code', 'Legend', 'FileOptions', 'LabOptions',
            'StacOptions', 'RemoteOptions', 'ZenodoOptions', 'FigshareOptions', 'HttpOptions', 'TilesOptions',
-           'GeofabrikOptions', 'BuildingsOptions', 'ManualOptions', 'AnyAccess', 'FileAccess', 'LabAccess',
-           'StacAccess', 'ZenodoAccess', 'HttpAccess', 'TilesAccess', 'GeofabrikAccess', 'FigshareAccess',
-           'BuildingsAccess', 'ManualAccess', 'Source', 'Roles', 'Area', 'Rain', 'Fact', 'Zone', 'Region']
+           'GeofabrikOptions', 'BuildingsOptions', 'EarthengineOptions', 'ManualOptions', 'AnyAccess', 'FileAccess',
+           'LabAccess', 'StacAccess', 'ZenodoAccess', 'HttpAccess', 'TilesAccess', 'GeofabrikAccess', 'FigshareAccess',
+           'BuildingsAccess', 'EarthengineAccess', 'ManualAccess', 'Source', 'Roles', 'Area', 'Rain', 'Fact', 'Zone',
+           'Region']
 
 # %% ../nbs/reference/10a_entries.ipynb #79c7bf5e
 import re
@@ -95,6 +96,7 @@ class RemoteOptions(_Entry):
     "What all remote files have in common."
     members: str | list[str] | dict[str, str | list[str]] | None = None  # patterns of the files wanted from an archive
     region: str | None = None  # put in the place of {region}
+    folder: str | None = None  # where a user keeps the files already: they are read there, and nothing is asked of a network
     layer: str | None = None  # from here on as for files on disk
     band: int | list[int] | None = None
     bands: dict[int, int] | None = None
@@ -128,8 +130,10 @@ class HttpOptions(RemoteOptions):
 
 class TilesOptions(RemoteOptions):
     "A grid of files on an object store or server."
-    url: ByYear  # with the fields of a tile, {year} and {next_year}
-    grid: Literal["degrees", "mgrs", "rows"] = "degrees"
+    url: ByYear | None = None  # with the fields of a tile, {year} and {next_year}; None: a person must fetch the tiles
+    names: list[str] = []  # of tiles in `folder`, the first that is there counts; none: as in the address
+    why: str = "is given out to persons only"  # where there is no address; follows the source's name in a sentence
+    grid: Literal["degrees", "mgrs", "rows", "utm"] = "degrees"
     tile: float | None = None  # degrees; rows: units of the source's crs
     corner: Literal["upper_left", "lower_left"] = "lower_left"  # by which a tile is named
     origin: tuple[float, float] | None = None  # rows: x, y of the upper-left corner
@@ -141,6 +145,8 @@ class TilesOptions(RemoteOptions):
             raise ValueError("tile: the side of a tile is missing")
         if self.grid == "rows" and not self.origin:
             raise ValueError("origin: the upper-left corner of the first tile is missing")
+        if not self.url and not self.names:
+            raise ValueError("url: the address of a tile is missing (or names, where a person must fetch them)")
         return self
 
 
@@ -153,6 +159,16 @@ class GeofabrikOptions(RemoteOptions):
 class BuildingsOptions(RemoteOptions):
     "Building outlines by quadkey."
     url: str  # of the table of links
+
+
+class EarthengineOptions(_Entry):
+    "A collection of labelled scenes in Earth Engine, of which a year or season is made."
+    api: str = "https://earthengine-highvolume.googleapis.com/v1"
+    collection: str  # as GOOGLE/DYNAMICWORLD/V1
+    band: str  # of the labels
+    seen: str  # a band that is above zero where the label 0 is true, and zero where the scene is masked
+    season: tuple[int, int] = (1, 12)  # first and last month
+    scenes: int = Field(24, ge=1)  # at most so many of a tile, spread over the season
 
 
 class ManualOptions(_Entry):
@@ -210,12 +226,17 @@ class BuildingsAccess(AnyAccess):
     options: BuildingsOptions
 
 
+class EarthengineAccess(AnyAccess):
+    driver: Literal["earthengine"]
+    options: EarthengineOptions
+
+
 class ManualAccess(AnyAccess):
     driver: Literal["manual"]
     options: ManualOptions
 
 
-Access = Annotated[FileAccess | LabAccess | StacAccess | ZenodoAccess | FigshareAccess | HttpAccess | TilesAccess | GeofabrikAccess | BuildingsAccess | ManualAccess,
+Access = Annotated[FileAccess | LabAccess | StacAccess | ZenodoAccess | FigshareAccess | HttpAccess | TilesAccess | GeofabrikAccess | BuildingsAccess | EarthengineAccess | ManualAccess,
                    Discriminator("driver")]
 
 # %% ../nbs/reference/10a_entries.ipynb #9860b708

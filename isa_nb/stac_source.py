@@ -28,6 +28,8 @@ import rasterio
 import shapely
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from odc.loader._rio import LocalContext, RioDriver, RioReader
+from odc.loader.types import RasterSource
 from planetary_computer.sas import BLOB_STORAGE_DOMAIN, get_token
 from planetary_computer.settings import Settings
 from planetary_computer.utils import parse_blob_url
@@ -203,6 +205,8 @@ def asset_of(request: Request,  # options: sign
     "An asset of an item as a remote file."
     found = item.assets[key]
     href = found.get_absolute_href() or found.href
+    if urlparse(href).scheme not in ("http", "https"):  # GDAL would also open files of this machine, archives and other services
+        raise DataError(f"{request.name}: STAC item {item.id} leads to {' '.join(href.split())[:80]}, which is no address on the web: it is not opened; tell its provider, or use another source")
     href = signed(href) if request.options.get("sign") and not offline() else href
     suffix = href.split("?")[0].rsplit("/", 1)[-1].rpartition(".")[2]
     return asset(request, href, f"{item.id}_{key}.{suffix}", size=found.extra_fields.get("file:size"), windowed=True)
@@ -244,9 +248,10 @@ def place(asset: Asset,  # of `asset_of`
     "Where an asset is read: in the cache, or where it lies."
     if (here := cached(asset)) is not None:
         return str(here)
-    if "://" in asset.url:
+    there = endpoint(asset.url)
+    if "://" in there:
         need_network(asset.url)
-    return endpoint(asset.url)
+    return there
 
 
 @contextlib.contextmanager
@@ -259,7 +264,7 @@ def readable(name: str,  # of the source
             yield
     except RasterioError as e:
         file = next((f for f in reversed(_FAILED.files) if f in files), next(iter(files))).split("?")[0]
-        said = " ".join(str(e).replace(file, "it").split(" - ")[0].split())[:160]
+        said = "it is no GeoTIFF" if "not recognized" in str(e) else " ".join(str(e).replace(file, "it").split(" - ")[0].split())[:160]
         raise DataError(f"{name}: {file} cannot be read ({said}): try again later; if it stays, tell its provider, or ask for another area or year") from e
 
 
@@ -267,7 +272,7 @@ def look_into(asset: Asset,  # of `asset_of`
               name: str,  # of the source
               ) -> Look:
     "Read a file's header; DataError if it has no place on Earth."
-    with readable(name, [place(asset)]), rasterio.open(place(asset)) as src:
+    with readable(name, [place(asset)]), rasterio.open(place(asset), driver="GTiff") as src:
         if src.crs is None:
             raise DataError(f"{name}: neither the STAC item nor the file {asset.file.rsplit('/', 1)[-1]} says a CRS: it cannot be used; tell its provider, or use another source")
         return Look(src.dtypes[0], src.nodata, src.count, ProjCRS.from_wkt(src.crs.to_wkt()), float(np.hypot(src.transform.a, src.transform.d)))
@@ -315,6 +320,24 @@ def prepared(request: Request,  # options: sign
     return [_loadable(request, i, looks) for i in items], next(iter(looks.values()))
 
 # %% ../nbs/reference/11g_stac_source.ipynb #a6fdd7fc
+@lru_cache(maxsize=4096)
+def _check_tiff(place: str) -> None:
+    "Open a file as GeoTIFF only; GDAL keeps what it has read of its header."
+    rasterio.open(place, driver="GTiff").close()
+
+
+class _Tiffs(RioDriver):
+    "The reader of odc-stac, for GeoTIFFs only."
+
+    def open(self, src: RasterSource, ctx: LocalContext) -> RioReader:
+        try:
+            _check_tiff(src.uri)
+        except RasterioError:
+            _FAILED.files.append(src.uri)
+            raise
+        return super().open(src, ctx)
+
+# %% ../nbs/reference/11g_stac_source.ipynb #c31f05da
 WORKERS = 8  # files read at once: a window is mostly waiting
 
 
@@ -327,7 +350,7 @@ def load(request: Request,  # for its kind, nodata and name
          ) -> xr.Dataset:  # key -> (time, y, x), planes in the order of groupby
     "Items on a grid."
     with readable(request.name, {a.href for i in items for a in i.assets.values()}):
-        return odc.stac.load(items, list(keys), geobox=geobox, resampling=resampling, groupby=groupby, preserve_original_order=True, pool=WORKERS,
+        return odc.stac.load(items, list(keys), geobox=geobox, resampling=resampling, groupby=groupby, preserve_original_order=True, pool=WORKERS, driver=_Tiffs(),
                              nodata=None if request.nodata in (None, "none") else request.nodata, use_overviews=request.kind not in CLASS_KINDS)
 
 # %% ../nbs/reference/11g_stac_source.ipynb #596fb00c

@@ -4,6 +4,7 @@ The catalogue entries and the client are unchanged: ISA_ENDPOINTS leads their ad
 """
 import datetime as dt
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,19 @@ def peers(tmp_path_factory):
     items += [item(name, name, p.tile_grid, year(2020), {"data": f"{blob}/2021~{name}.tif"}) for name in ("flaky", "busy", "window", "kept")]
     items += [item(name, name, p.tile_grid, year(y), {"data": f"{blob}/2021.tif"}) for name, y in (("io-lulc", 2020), ("chesapeake-lc-13", 2013))]
     items.append(item("gone", "gone", p.tile_grid, year(2020), {"data": f"{blob}/gone.tif"}))
+
+    # Items that lead where nobody should go: this machine's own files, archives, other services, and a VRT that says it is an image.
+    write_cog(p.folder / "secret.tif", p.classes, p.grid, 0)
+    t = ", ".join(map(str, p.grid.affine.to_gdal()))
+    (p.folder / "lulc/evil.tif").write_text(f'<VRTDataset rasterXSize="256" rasterYSize="256"><SRS>{p.grid.crs}</SRS><GeoTransform>{t}</GeoTransform><VRTRasterBand dataType="Byte" band="1"><NoDataValue>0</NoDataValue>'
+                                            f"<SimpleSource><SourceFilename>{p.folder}/secret.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>")
+    leads = {"path": f"{p.folder}/secret.tif", "file": f"file://{p.folder}/secret.tif", "vsi": f"/vsicurl/{p.url}/files/secret.tif", "zip": "zip+https://example.org/a.zip!a.tif", "s3": "s3://some-bucket/a.tif",
+             "vrt": f"{blob}/evil.tif", "second": f"{blob}/evil~second.tif"}
+    items += [item(f"hostile-{k}", f"hostile-{k}", p.grid, year(2020), {"data": href}, proj=k == "second") for k, href in leads.items()]
+    items.append(item("newer", "hostile-second", p.grid, (dt.datetime(2020, 2, 1, tzinfo=UTC), dt.datetime(2020, 12, 1, tzinfo=UTC)), {"data": f"{blob}/2021.tif"}))
+    absurd = [(256, 4, 1, 2_000_000_000), (257, 4, 1, 2_000_000_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 8)]
+    (p.folder / "lulc/absurd.tif").write_bytes(b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(absurd)) + b"".join(struct.pack("<HHII", *v) for v in absurd) + bytes(4))
+    items.append(item("absurd", "absurd", p.grid, year(2020), {"data": f"{blob}/absurd.tif"}))
     aerial = np.concatenate([p.image[[2, 1, 0, 3]]]) // 40
     write_cog(p.folder / "lulc/naip.tif", aerial.clip(1, 255).astype(np.uint8), p.grid, None)
     items.append(item("m_1", "naip", p.grid, dt.datetime(2019, 8, 1, tzinfo=UTC), {"image": f"{blob}/naip.tif"}))
@@ -255,6 +269,21 @@ def test_an_item_without_crs(on_loopback, peers):
         on_loopback.open("esri_annual_pc", square_geobox(40.3, 30.5, 500, 10), 2021)
 
 
+@pytest.mark.parametrize("lead", ["path", "file", "vsi", "zip", "s3", "vrt", "second"])
+def test_an_item_may_not_lead_elsewhere(on_loopback, peers, tmp_path, lead):
+    "Only addresses of the web, and only GeoTIFFs there: nothing of this machine, no archive, no other service, no VRT that leads on."
+    said = "cannot be read .it is no GeoTIFF.: try again later" if lead in ("vrt", "second") else "which is no address on the web: it is not opened"
+    with pytest.raises(DataError, match=f"^mine: .*{said}") as e:
+        entry(tmp_path, f"hostile-{lead}").open("mine", peers.grid[:64, :64])
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500 and not list((tmp_path / "cache").rglob("*.tif"))
+
+
+def test_an_item_with_an_absurd_file(on_loopback, peers, tmp_path):
+    with pytest.raises(DataError, match="^mine: ") as e:
+        entry(tmp_path, "absurd").open("mine", peers.grid[:64, :64])
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+
+
 def test_at_the_antimeridian(on_loopback, peers):
     asked = square_geobox(180, -16.51, 1800, 10, "EPSG:32760")
     got = on_loopback.open("esri_annual_pc", asked, 2021)
@@ -299,7 +328,7 @@ def test_without_mask_or_harmonisation_it_would_not(on_loopback, peers, monkeypa
     offset, already = [[i for i in scenes_of(request) if i.id.endswith(k)] for k in "56"]
     differs = lambda scene: np.median((lambda v: v[v > 0] - peers.image[v > 0].astype(int))(compose(request, scene).image.compute().values))  # noqa: E731
     assert abs(differs(offset)) < 5 and abs(differs(already)) < 5, "the offset is taken off, once"
-    monkeypatch.setattr("isa_nb.composite.OFFSET", 0)
+    monkeypatch.setattr("isa_nb.composite.S2_OFFSET", 0)
     assert abs(differs(offset) - 1000) < 5 and abs(differs(already)) < 5
 
 
