@@ -278,6 +278,9 @@ def fuse_command(
         osm: Annotated[Path | None, typer.Option(help="OpenStreetMap: .osm.pbf, folder or zip of Geofabrik shapefiles, GeoPackage.", metavar="PATH")] = None,
         preset: Annotated[str, typer.Option(help="Which OSM classes settle what: `paper`, `improved` or `extended`.")] = "paper",
         rule: Annotated[str, typer.Option(help="`paper`, or `posterior`: a latent-class model settles what it can.")] = "paper",
+        order: Annotated[str, typer.Option(help="`settle_conflicts`: OSM is asked where products conflict; `osm_first`: what OSM calls impervious is added to every product before.")] = "settle_conflicts",
+        threshold: Annotated[float, typer.Option(help="With `posterior`: probability from which on a conflict is settled.", metavar="0.5..1")] = 0.95,
+        min_valid: Annotated[int | None, typer.Option(help="Products that must hold data for a label. Default: 2, or 1 where there is one product.", metavar="N")] = None,
         catalog: Annotated[Path | None, typer.Option(help="A catalogue of your own, for legends.", metavar="FILE")] = None,
         cog: Annotated[bool, typer.Option("--cog", help="Write cloud-optimised GeoTIFFs.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier fusion in the same folder.")] = False) -> None:
@@ -302,9 +305,9 @@ def fuse_command(
             from isa_nb.osm import preset_of
             preset_of(preset)
         products = {n: FileProduct(p, _legend(legends[n], p, catalog) if n in legends else None, years.get(n)) for n, p in paths.items()}
-        said = _fuse_summary(fuse_files(products, out, osm=osm, preset=preset, rule=rule, cog=cog, overwrite=overwrite))
+        said = _fuse_summary(fuse_files(products, out, osm=osm, preset=preset, rule=rule, cog=cog, overwrite=overwrite, order=order, threshold=threshold, min_valid=min_valid))
         if ": nodata 100.00%" in said:
-            print("isa fuse: no pixel has a label: nowhere on the grid of the first product do all products hold data", file=sys.stderr)
+            print("isa fuse: no pixel has a label: nowhere on the grid of the first product do enough products hold data (--min-valid)", file=sys.stderr)
         print(said)
 
 # %% ../nbs/reference/77_cli.ipynb #fb1f4a28

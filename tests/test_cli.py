@@ -130,7 +130,8 @@ def test_fuse_on_files(products):
     assert "4,096 pixels" in text and "agreement" in text and str(out / "label.tif") in text
     assert_one_line(isa("fuse", "--product", f"a={products}/a.tif", "--product", f"b={products}/b.tif", "--legend", "b=190", "--out", str(out)), 2, "holds an earlier fusion")
     code, text, err = isa("fuse", "--product", f"a={products}/a.tif", "--product", f"void={products}/void.tif", "--out", str(products / "none"))
-    assert code == 0 and "4,096 pixels: nodata 100.00%" in text and err.startswith("isa fuse: no pixel has a label: nowhere on the grid of the first product do all products hold data")
+    assert isa("fuse", "--product", f"a={products}/a.tif", "--product", f"void={products}/void.tif", "--min-valid", "1", "--out", str(products / "one"))[1].startswith("4,096 pixels: agreement 100.00%")
+    assert code == 0 and "4,096 pixels: nodata 100.00%" in text and err.startswith("isa fuse: no pixel has a label: nowhere on the grid of the first product do enough products hold data (--min-valid)")
 
 
 @pytest.mark.parametrize(("words", "code", "message"), [
@@ -148,6 +149,9 @@ def test_fuse_on_files(products):
     (["--product", "a={}/a.tif", "--product", "b={}/none.tif", "--legend", "b=190"], 1, "none.tif"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif"], 1, "b"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--rule", "mine"], 2, "unknown rule 'mine'"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--order", "osm"], 2, "unknown order 'osm'"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--threshold", "0.3"], 2, "threshold 0.3 is outside (0.5, 1]"),
+    (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--min-valid", "3"], 2, "min_valid 3 asks for more valid products than the 2 there are"),
     (["--product", "a={}/a.tif", "--product", "b={}/b.tif", "--legend", "b=190", "--osm", "{}/none.zip"], 1, "none.zip"),
 ])
 def test_a_wrong_fuse_is_one_line(products, words, code, message):
