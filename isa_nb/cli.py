@@ -117,7 +117,7 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 def run_command(
         profile: Annotated[str, typer.Option(help="`smoke` proves the wiring in about a minute, `demo` teaches, `paper` has the published sizes.")] = "demo",
         zones: Annotated[str | None, typer.Option(help="Zones (W1 to W4) and areas of the catalogue that list experiments, with commas. Default: all.", metavar="W1,W2,...")] = None,
-        experiments: Annotated[str | None, typer.Option(help="Experiments, with commas, or `all`; what they need is run too. Default: the Zones system (zoning, osm, labels, samples, model, transfer, overview); others: low_to_high, jointseg, super_resolution, change, change_sections; with data of one's own: buildings, coarse_buildings, two_crs.", metavar="NAME,...")] = None,
+        experiments: Annotated[str | None, typer.Option(help="Experiments, with commas, or `all`; what they need is run too. Default: the Zones system (zoning, osm, labels, samples, model, transfer, overview); others: low_to_high, jointseg, super_resolution, change, change_1m, change_sections; with data of one's own: buildings, coarse_buildings, two_crs.", metavar="NAME,...")] = None,
         catalog: Annotated[Path | None, typer.Option(help="A catalogue of your own, laid over ours.", metavar="FILE")] = None,
         out: Annotated[Path | None, typer.Option(help="Results folder. Default: results/PROFILE.", metavar="DIR")] = None,
         workers: Annotated[int | None, typer.Option(help="Notebooks at once. Default: as cores and memory allow.", metavar="N")] = None,
