@@ -422,7 +422,6 @@ def assess_command(
     with _one_line("assess"):
         from isa_nb.assess import POINTS, against_points, against_raster
         from isa_nb.core import write_table
-        out = out or Path(f"{Path(map_).with_suffix('')}_accuracy.csv")
         if Path(reference).suffix.lower() in POINTS:
             table = against_points(map_, reference, column)
             lines = [_said(r, f"{r['measure']} {r['class']}{' (km2)' * (r['measure'] == 'area')}", "estimate", "lo", "hi") for _, r in table.iterrows() if r["measure"] in ("overall", "users", "producers", "f1", "area") and r["class"] in ("all", "1")]
@@ -431,7 +430,7 @@ def assess_command(
             lines = [_said(table.iloc[0], name, name, f"{name}_lo", f"{name}_hi") for name in ("aAcc", "mIoU", "isa_iou", "isa_f1")]
             blocks, side = table.loc[0, ["blocks", "block"]]
             lines.append(f"{blocks} blocks of {side} px" if blocks > 1 else f"one block of {side} px: no interval; give a smaller --block")
-        print("\n".join([*lines, "simulated" if table["simulated"].any() else "", str(write_table(out, table))]).replace("\n\n", "\n"))
+        print("\n".join([*lines, "simulated" if table["simulated"].any() else "", str(write_table(out or Path(f"{Path(map_).with_suffix('')}_accuracy.csv"), table))]).replace("\n\n", "\n"))
 
 # %% ../nbs/reference/77_cli.ipynb #a0946d0a
 @app.command("docs")
