@@ -1,8 +1,9 @@
-"""Servers on the loopback, started by the tests: two that are not ours and serve files by ranges, and one of ours that answers as it is told."""
+"""Servers on the loopback, started by the tests: two that are not ours and serve files by ranges, one of ours that answers as it is told, and one in the shape of Earth Engine."""
 import contextlib
 import email.utils
 import hashlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -15,11 +16,15 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import rasterio
+import rasterio.warp
+from affine import Affine
 from rasterio.io import MemoryFile
 from rasterio.transform import from_bounds
+from shapely.geometry import shape
 
 
 # ---- one that answers as it is told
@@ -52,6 +57,10 @@ class Scripted:
             def do_HEAD(self) -> None:
                 me.answer(self, body=False)
 
+            def do_POST(self) -> None:
+                self.posted = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                me.answer(self, body=True)
+
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -61,7 +70,7 @@ class Scripted:
         path = h.path.split("?")[0]
         self.asked.append((h.command, path, {k.lower(): v for k, v in h.headers.items()}))
         told = self.script.get(path, [])
-        a = told.pop(0) if told else self.stored(path, h.headers)
+        a = told.pop(0) if told else self.given(h, path)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             h.send_response(a.status)
             for k, v in {"Content-Length": str(len(a.body)), "Content-Type": "application/octet-stream", "Connection": "close", **a.headers}.items():
@@ -75,6 +84,9 @@ class Scripted:
             h.wfile.flush()
             if a.stall is not None:
                 self.over.wait(30)
+
+    def given(self, h: BaseHTTPRequestHandler, path: str) -> Answer:
+        return self.stored(path, h.headers)
 
     def stored(self, path: str, headers: Any) -> Answer:
         if path not in self.files:
@@ -97,6 +109,70 @@ class Scripted:
         self.over.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+# ---- one in the shape of Earth Engine
+
+class EarthEngine(Scripted):
+    "Lists images by place and time, page by page, and gives windows of their bands on any grid, masked pixels as zero, to whoever shows the token; GDAL's EEDAI reads it, too."
+    PARENT = "projects/earthengine-public/assets"
+
+    def __init__(self, token: str = "a-token") -> None:
+        self.token, self.page, self.images = token, 3, {}
+        super().__init__()
+
+    def put(self, asset: str, moment: str, grid: Any, **bands: np.ndarray) -> None:
+        "Add an image: bands (y, x) on one grid, zero where masked."
+        a, outline = grid.affine, json.loads(json.dumps(grid.geographic_extent.json))
+        place = {"crsCode": f"EPSG:{grid.crs.epsg}", "dimensions": {"width": grid.shape.x, "height": grid.shape.y}, "affineTransform": {"scaleX": a.a, "shearX": a.b, "translateX": a.c, "shearY": a.d, "scaleY": a.e, "translateY": a.f}}
+        kind = {"uint8": {"precision": "INT", "range": {"max": 255}}, "float32": {"precision": "FLOAT"}}
+        said = {"type": "IMAGE", "name": f"{self.PARENT}/{asset}", "id": asset, "startTime": moment, "endTime": moment, "geometry": outline, "sizeBytes": "1000",
+                "bands": [{"id": b, "dataType": kind[v.dtype.name], "grid": place} for b, v in bands.items()]}
+        self.images[said["name"]] = (said, grid, bands)
+
+    def given(self, h: BaseHTTPRequestHandler, path: str) -> Answer:
+        if h.headers.get("Authorization") != f"Bearer {self.token}":
+            return self.refusal(401, "Request had invalid authentication credentials.")
+        name, _, verb = path.removeprefix("/v1/").partition(":")
+        if verb == "listImages":
+            return self.listed(name, dict(parse_qsl(urlsplit(h.path).query)))
+        if name not in self.images:
+            return self.refusal(404, f"Image asset '{name}' not found.")
+        return self.pixels(*self.images[name][1:], json.loads(h.posted)) if verb == "getPixels" else self.json(self.images[name][0])
+
+    def listed(self, parent: str, asked: dict[str, str]) -> Answer:
+        where = shape(json.loads(asked["region"]))
+        found = [said for name, (said, *_) in self.images.items() if name.startswith(f"{parent}/") and asked["startTime"] <= said["startTime"] < asked["endTime"] and shape(said["geometry"]).intersects(where)]
+        first = int(asked.get("pageToken", 0))
+        return self.json({"images": found[first:first + self.page], **({"nextPageToken": str(first + self.page)} if first + self.page < len(found) else {})})
+
+    def pixels(self, grid: Any, bands: dict[str, np.ndarray], asked: dict[str, Any]) -> Answer:
+        g, size = asked["grid"], asked["grid"]["dimensions"]
+        t = Affine(*(g["affineTransform"].get(k, 0) for k in ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")))
+        values = {b: np.zeros((size["height"], size["width"]), bands[b].dtype) for b in asked["bandIds"]}
+        if sum(v.nbytes for v in values.values()) > 48 * 2**20:
+            return self.refusal(400, "Total request size must be less than or equal to 50331648 bytes.")
+        for b, v in values.items():
+            rasterio.warp.reproject(bands[b], v, src_transform=grid.affine, src_crs=str(grid.crs), dst_transform=t, dst_crs=g.get("crsCode") or g.get("crsWkt") or str(grid.crs), resampling=rasterio.warp.Resampling.nearest)
+        if asked["fileFormat"] == "NPY":
+            out, made = io.BytesIO(), np.zeros((size["height"], size["width"]), [(b, v.dtype) for b, v in values.items()])
+            for b, v in values.items():
+                made[b] = v
+            np.save(out, made)
+            return Answer(out.getvalue())
+        with MemoryFile() as memory:
+            stack = np.stack([*values.values()])
+            with memory.open(driver={"PNG": "PNG", "GEO_TIFF": "GTiff"}[asked["fileFormat"]], width=size["width"], height=size["height"], count=len(stack), dtype=stack.dtype, transform=t) as d:
+                d.write(stack)
+            return Answer(memory.read())
+
+    @staticmethod
+    def json(value: Any, status: int = 200) -> Answer:
+        return Answer(json.dumps(value).encode(), status, Content_Type="application/json")
+
+    @classmethod
+    def refusal(cls, status: int, message: str) -> Answer:
+        return cls.json({"error": {"code": status, "message": message}}, status)
 
 
 # ---- two that are not ours
