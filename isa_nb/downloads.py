@@ -289,7 +289,7 @@ def _piece(url: str, part: Path, size: int | None, progress: Callable) -> bool:
 def _got(url: str, headers: dict[str, str]) -> requests.Response:
     try:
         return kept_session().get(endpoint(url), headers=headers, timeout=_seconds(), stream=True)
-    except (requests.TooManyRedirects, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):  # another try would not help
+    except (requests.TooManyRedirects, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):  # another try would not help
         with said_clearly(url):
             raise
 

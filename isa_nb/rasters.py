@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'LARGEST_BLOCK', 'LARGEST_WHOLE', 'GDAL_TYPES',
-           'TOLERANCE', 'check_resampling', 'Mosaic', 'look_at', 'open_raster', 'align']
+__all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'LARGEST_BLOCK', 'MOST_BLOCKS', 'LARGEST_WHOLE',
+           'GDAL_TYPES', 'TOLERANCE', 'check_resampling', 'Mosaic', 'look_at', 'open_raster', 'align']
 
 # %% ../nbs/reference/11b_rasters.ipynb #ed52e883
 import os
@@ -90,6 +90,7 @@ def _tile(path: Path | Address, crs: str | None, nodata: float | str | None, ove
 
 # %% ../nbs/reference/11b_rasters.ipynb #2b80e382
 LARGEST_BLOCK = 2**31  # bytes
+MOST_BLOCKS = 2**26  # of a remote file, whose size is not known here
 LARGEST_WHOLE = 2**35  # bytes that are read at once, where no grid is asked for
 
 # %% ../nbs/reference/11b_rasters.ipynb #b9067f7c
@@ -97,7 +98,7 @@ def _blocks(src: rasterio.DatasetReader, path: Path | Address) -> tuple[int, int
     "Rows and columns of blocks; DataError if there cannot be so many, or of such a size."
     height, width = src.block_shapes[0]
     rows, cols = -(-src.height // height), -(-src.width // width)
-    size = 2**40 if isinstance(path, Address) else path.stat().st_size
+    size = MOST_BLOCKS * 4 if isinstance(path, Address) else path.stat().st_size
     if 4 * rows * cols > size or height * width * np.dtype(src.dtypes[0]).itemsize > LARGEST_BLOCK:
         raise DataError(f"{path} claims {src.width} x {src.height} pixels in {rows * cols} blocks of {height} x {width}, which is absurd for this file: it is damaged or hostile; fetch it again")
     return rows, cols
@@ -106,6 +107,8 @@ def _blocks(src: rasterio.DatasetReader, path: Path | Address) -> tuple[int, int
 def _whole(src: rasterio.DatasetReader, path: Path | Address) -> None:
     if src.driver in ("GTiff", "COG"):
         rows, cols = _blocks(src, path)
+        if isinstance(path, Address):  # its table of blocks may be long, and would be fetched whole
+            return
         offsets = (src.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=1) for y in range(rows) for x in range(cols))
         if all(o is None for o in offsets):
             raise DataError(f"{path} holds no data at all, as if its writer had been stopped: make or fetch it again")

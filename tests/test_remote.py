@@ -357,10 +357,7 @@ def test_other_archives(tmp_path, monkeypatch):
 # ---- rasters that are not what they say
 
 def test_absurd_geotiff(server, tmp_path):
-    "Two billion pixels a side in a file of some hundred bytes."
-    tags = [(256, 4, 1, 2_000_000_000), (257, 4, 1, 2_000_000_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 8)]
-    body = b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + bytes(4)
-    (tmp_path / "a.tif").write_bytes(body)
+    (tmp_path / "a.tif").write_bytes(absurd(8))
     began = time.perf_counter()
     for grid in (WUHAN, None):
         with pytest.raises(DataError) as e:
@@ -379,6 +376,24 @@ def test_xml_in_the_place_of_an_image(server, tmp_path, monkeypatch):
             with pytest.raises(DataError, match=said) as e:
                 remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/{i}.tif", "some", f"some/{i}{windowed}.tif", windowed=windowed)])
             assert line(e)
+
+
+def test_what_leads_elsewhere(server, tmp_path):
+    "Labels that name another file, a virtual table: what was fetched is no key to this machine's own files."
+    secret = tmp_path / "secret.img"
+    secret.write_bytes(bytes(64 * 64))
+    pds = f'PDS_VERSION_ID = PDS3\nRECORD_TYPE = FIXED_LENGTH\nRECORD_BYTES = 64\n^IMAGE = "{secret}"\nOBJECT = IMAGE\n LINES = 64\n LINE_SAMPLES = 64\n SAMPLE_TYPE = UNSIGNED_INTEGER\n SAMPLE_BITS = 8\nEND_OBJECT = IMAGE\nEND\n'
+    table = f'<OGRVRTDataSource><OGRVRTLayer name="secret"><SrcDataSource>{tmp_path}/secret.gpkg</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>'
+    gpd.GeoDataFrame({"a": [1]}, geometry=[box(114, 30, 115, 31)], crs="EPSG:4326").to_file(tmp_path / "secret.gpkg", layer="secret")
+    for name, kind, data, said in (("a.tif", "classes", pds, "is no GeoTIFF, and nothing else is opened"), ("a.gpkg", "vector", table, "is a virtual table, which may lead to other files: it is not opened")):
+        server.files[f"/{name}"] = data.encode()
+        with pytest.raises(DataError, match=said) as e:
+            remote.open_assets(Request("some", kind, {}, WUHAN), [Asset(f"{server.url}/{name}", "some", f"some/{name}")])
+        assert line(e)
+    for url in (f"file://{secret}", f"/vsizip/{secret}", str(secret)):
+        with pytest.raises(DataError, match="cannot be asked for") as e:
+            download(Asset(url, "some", "some/secret.img"))
+        assert line(e) and not (cached(Asset(url, "some", "some/secret.img")))
 
 
 # ---- windows of remote files
@@ -411,6 +426,27 @@ def test_window_of_a_file_that_fails(server, monkeypatch):
     with pytest.raises(DataError, match="cannot be read as a raster") as e:
         remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])
     assert line(e)
+
+
+def absurd(offset):
+    "Two billion pixels a side in a file of some hundred bytes; its first block lies at `offset`."
+    tags = [(256, 4, 1, 2_000_000_000), (257, 4, 1, 2_000_000_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, offset), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 8)]
+    return b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + bytes(4)
+
+
+@pytest.mark.parametrize(("fault", "answer"), [("404", Answer(b"no", 404)), ("403", Answer(b"no", 403)), ("page", Answer(b"<html>log in", Content_Type="text/html")), ("loop", Answer(status=302, Location="/loop.tif")),
+                                               ("cut", Answer(tiff(190), cut=100)), ("absurd", Answer(absurd(8))), ("holes", Answer(absurd(0))), ("text", Answer(b"# no image\n"))])
+def test_windows_of_what_is_wrong(server, cache, fault, answer):
+    "What is read where it lies goes wrong: one line, soon, and nothing is left in the cache."
+    path = "/loop.tif" if fault == "loop" else f"/{fault}.tif"
+    if answer.status == 200 and answer.cut is None:
+        server.files[path] = answer.body
+    else:
+        server.script[path] = [answer] * 90
+    began = time.perf_counter()
+    with pytest.raises(DataError, match="cannot be read as a raster|which is absurd for this file|damaged or truncated|does not overlap") as e:
+        remote.open_assets(Request("some", "classes", {"crs": "EPSG:4326"}, WUHAN), [Asset(f"{server.url}{path}", "some", f"some/{fault}.tif", windowed=True)])
+    assert line(e) and time.perf_counter() - began < 8 and clean(cache) == []
 
 
 def test_window_that_stalls(server):
