@@ -210,6 +210,7 @@ def test_never_more_than_a_stated_size(here, peers):
     (["--bbox", "1,2,3"], 2, "write it as W,S,E,N in degrees"),
     (["--bbox=-190,0,10,10"], 2, "leaves the Earth"),
     (["--bbox", "179,-17,-179,-16"], 2, "crosses the antimeridian"),
+    (["--bbox", "10,88,12,89"], 2, "reaches beyond what UTM covers (80 S to 84 N): ask for a box between them"),
     (["--bbox", "0,80,10,89"], 2, "beyond what UTM covers"),
     (["--bbox", "10,20,5,30"], 2, "is empty"),
     (["Wuhan", "--bbox", "1,2,3,4"], 2, "only one of them"),

@@ -641,6 +641,21 @@ def test_strange_answers(server, monkeypatch, answer, text):
     assert line(e)
 
 
+@pytest.mark.parametrize(("answer", "text"), [(Answer(b"gone", 404), "does not exist on the server"), (Answer(b"no", 403), "may not be read without an account"), (Answer(status=500), "the server answers 500 .* again and again"),
+                                              (Answer(status=429, Retry_After="9000"), "asks to come back in 9000 s"), (Answer(b"{}", stall=1), "does not answer in time|cannot be reached"), (Answer(b'{"files": []}', cut=3), "cannot be reached|is not JSON"),
+                                              (Answer(status=302, Location="/loop"), "leads in a circle of redirects")])
+@pytest.mark.parametrize(("name", "path"), [("gisa_2019", "/api/records/5136330"), ("wsf_2015", "/v2/articles/10048412/versions/1"), ("geofabrik", "/index-v1.json"), ("ms_buildings", "/global-buildings/dataset-links.csv")])
+def test_services_that_fail(server, cache, monkeypatch, answer, text, name, path):
+    "What holds for a file holds for the lists of the services: one line, and nothing is kept of it."
+    monkeypatch.setattr("isa_nb.downloads.ATTEMPTS", 1)
+    monkeypatch.setattr("isa_nb.downloads._HERE", threading.local())
+    serve(server, monkeypatch, "https://zenodo.org https://api.figshare.com https://download.geofabrik.de https://minedbuildings.z5.web.core.windows.net", {})
+    server.script[path] = server.script["/loop"] = [answer] * 40
+    with pytest.raises(DataError, match=text) as e:
+        CAT.open(name, WUHAN)
+    assert line(e) and clean(cache) == [] and not [p for p in cache.rglob("answers/*.json") if "HEAD" not in p.read_text()]
+
+
 def test_names_of_a_service_are_no_paths(server, cache, monkeypatch):
     serve(server, monkeypatch, "https://zenodo.org", zenodo(14848113, ("../../../new.tif", tiff(3))))
     a, = remote.PLANNERS["zenodo"](CAT.request("gisa_new", WUHAN))
