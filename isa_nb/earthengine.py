@@ -188,6 +188,10 @@ def spread(scenes: Sequence[Scene],  # oldest first
     return sorted(taken, key=lambda s: (s.start, s.name))
 
 # %% ../nbs/reference/11m_earthengine.ipynb #d8d2bb7e
+SIDE = 1024  # pixels of the side of a window: of label and probability far less than the 48 MB that one answer may hold
+UNSEEN = 255  # code of pixels that no scene shows
+
+# %% ../nbs/reference/11m_earthengine.ipynb #ec55b7c3
 def _grid_said(grid: GeoBox) -> dict[str, Any]:
     "A grid, as the service wants it."
     a, code = grid.affine, ProjCRS.from_user_input(grid.crs.to_wkt()).to_epsg()
@@ -223,6 +227,8 @@ def labels(request: Request,  # options: api, band, seen
     "The labels of a scene; what is masked is known from the band that is above zero where code 0 is true."
     o = request.options
     codes = pixels(o["api"], request.name, scene, o["band"], grid)
+    if codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= UNSEEN:
+        raise DataError(f"{request.name}: the band {o['band']} of {scene.name} holds values that are no labels (0 to {UNSEEN - 1}): correct access.options.band")
     there = codes > 0
     if len(holes := np.argwhere(~there)):
         (top, left), (bottom, right) = holes.min(0), holes.max(0) + 1
@@ -231,10 +237,6 @@ def labels(request: Request,  # options: api, band, seen
     return codes, there
 
 # %% ../nbs/reference/11m_earthengine.ipynb #f5dfcd0a
-SIDE = 1024  # pixels of a square
-UNSEEN = 255  # code of pixels that no scene shows
-
-
 def mode(found: Sequence[tuple[np.ndarray, np.ndarray]],  # of `labels`, any iterable
          shape: tuple[int, int],  # rows, columns
          ) -> np.ndarray:  # (y, x) uint8: the code seen most often; UNSEEN

@@ -209,6 +209,8 @@ def test_what_is_temporary_is_repeated(service, truth):
     (PIXELS, Answer(npy(np.zeros((256, 256), [("labels", "u1")]))), "sends something else than the 256 x 256 pixels"),
     (PIXELS, Answer(npy(np.zeros((256, 256), "O"))), "sends something else than|answers with more than"),
     (PIXELS, Answer(npy(np.zeros((256, 256), [("label", "u1")]))[:-9]), "sends something else than the 256 x 256 pixels"),
+    (PIXELS, Answer(npy(np.full((256, 256), 300, [("label", "u2")]))), "the band label of .* holds values that are no labels .0 to 254.: correct access.options.band"),
+    (PIXELS, Answer(npy(np.full((256, 256), 0.5, [("label", "f4")]))), "holds values that are no labels"),
     (PIXELS, Answer(bytes(10**6)), "answers with more than the 528384 bytes that were due"),
     (PIXELS, Answer(bytes(9000), stall=100), "does not answer in time|cannot be reached"),
     (PIXELS, Answer(bytes(9000), cut=100), "cannot be reached"),
