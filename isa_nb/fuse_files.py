@@ -220,8 +220,8 @@ def _check_written(path: Path, place: Path) -> None:
     try:
         with rasterio.open(path) as src:
             rows, cols = -(-src.height // src.block_shapes[0][0]), -(-src.width // src.block_shapes[0][1])
-            for at in (f"{x}_{y}" for y in range(rows) for x in range(cols)):
-                offset, size = (src.get_tag_item(f"BLOCK_{k}_{at}", "TIFF", bidx=1) for k in ("OFFSET", "SIZE"))
+            for at, band in ((f"{x}_{y}", b) for b in src.indexes for y in range(rows) for x in range(cols)):
+                offset, size = (src.get_tag_item(f"BLOCK_{k}_{at}", "TIFF", bidx=band) for k in ("OFFSET", "SIZE"))
                 if offset is None or int(offset) + int(size) > end:
                     raise problem
     except RasterioError:

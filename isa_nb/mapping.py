@@ -180,14 +180,14 @@ def make_parts(job: Job,  # the work
     "Make consecutive parts of a panel."
     rows, here = job.tiling.down, slice(*job.tiling.along.span(panel))
     strip, bottom = first - 1, rows.span(first)[0]
+    room = np.empty((2, max(np.diff([rows.span(s) for s in range(first, last)])[:, 0]), here.stop - here.start), np.uint8)
     for row, codes, share in job.rows(panel, first, last, percent=True):
         if row == bottom:
             strip += 1
             top, bottom = rows.span(strip)
-            values = np.empty((2, bottom - top, here.stop - here.start), np.uint8)
-        values[:, row - top:row - top + len(codes)] = codes, share
+        room[:, row - top:row - top + len(codes)] = codes, share
         if row + len(codes) == bottom:
-            write_part(part_path(folder, panel, strip), values, job.tiling.box[top:bottom, here])
+            write_part(part_path(folder, panel, strip), room[:, :bottom - top], job.tiling.box[top:bottom, here])
             done()
     return last - first
 

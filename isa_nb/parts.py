@@ -21,6 +21,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
 from .core import NODATA, DataError, RequestError, atomic_path, write_json
+from .fuse_files import _check_written
 
 # %% ../nbs/reference/48b_parts.ipynb #6eb8f628
 def part_path(folder: Path,  # of the parts
@@ -52,8 +53,7 @@ def write_part(path: Path,  # of the part
         with rasterio.open(tmp, "w", driver="GTiff", count=len(values), height=values.shape[1], width=values.shape[2], dtype="uint8", nodata=NODATA, crs=box.crs.to_wkt(),
                            transform=box.affine, interleave="band", blockysize=min(64, values.shape[1]), compress="zstd", zstd_level=1) as f:
             f.write(values)
-        if read_part(tmp, values.shape[1:]) is None:  # GDAL only mumbles when a disk is full
-            raise DataError(f"cannot write {path}: the file system took only a part of it; free some space, then start again: what is finished is kept")
+        _check_written(tmp, path)
 
 # %% ../nbs/reference/48b_parts.ipynb #4045412c
 def _differences(folder: Path, request: Mapping[str, Any]) -> str:

@@ -186,7 +186,7 @@ class Tiling:
 
     def inside(self, box: GeoBox, touched: bool = False) -> np.ndarray:
         "(h, w) bool: pixels of a grid whose centre, or any part of which, may be mapped."
-        return np.ones(box.shape.yx, bool) if self.within is None else geometry_mask([self.within], box.shape.yx, box.affine, touched, invert=True)
+        return np.broadcast_to(True, box.shape.yx) if self.within is None else geometry_mask([self.within], box.shape.yx, box.affine, touched, invert=True)
 
     @cached_property
     def down(self) -> Axis:
@@ -308,16 +308,21 @@ ROWS = 8  # rows that are decided at once, so that they stay in the processor's 
 
 def _decide(scores: np.ndarray, valid: np.ndarray, codes: np.ndarray, counts: np.ndarray, code: np.ndarray, share: np.ndarray) -> int:
     "Fill code (h, w) and share (h, w; as percent if whole numbers) from scores (n, h, w); how many pixels have scores that are no numbers."
-    top = scores.max(0)
-    code[:] = codes[-1]
-    for k in range(len(codes) - 2, -1, -1):
-        np.copyto(code, codes[k], where=scores[k] == top)
-    whole = share.dtype.kind == "u"
-    with np.errstate(invalid="ignore"):  # of pixels without data
-        part = scores - top
-        total = np.exp(part, out=part).sum(0)
-        wrong = np.count_nonzero(~np.isfinite(total) & valid)
-        p = np.divide(part[counts].sum(0) if counts.any() else 1, total, out=total)
+    wrong, whole = 0, share.dtype.kind == "u"
+    with np.errstate(invalid="ignore", over="ignore"):  # of pixels without data
+        if len(codes) == 2 and counts[0] != counts[1] and np.isfinite(gap := scores[0] - scores[1]).all():
+            code[:] = np.where(gap < 0, codes[1], codes[0])
+            total = np.exp(gap if counts[1] else -gap, out=gap)
+            p = np.divide(1, np.add(total, 1, out=total), out=total)
+        else:
+            top = scores.max(0)
+            code[:] = codes[-1]
+            for k in range(len(codes) - 2, -1, -1):
+                np.copyto(code, codes[k], where=scores[k] == top)
+            part = scores - top
+            total = np.exp(part, out=part).sum(0)
+            wrong = np.count_nonzero(~np.isfinite(total) & valid)
+            p = np.divide(part[counts].sum(0) if counts.any() else 1, total, out=total)
         share[:] = np.rint(np.multiply(p, 100, out=p), out=p) if whole else p
     if not valid.all():
         code[~valid], share[~valid] = NODATA, NODATA if whole else np.nan
@@ -333,13 +338,13 @@ def classify(self: Tiling,
              last: int | None = None,  # one after the last strip; None: all
              percent: bool = False,  # probabilities as uint8 percent, nodata 255
              ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # first row; (h, w) uint8 codes, nodata 255; (h, w) float32 probability, nodata NaN
-    "Classes and probabilities of a panel, some rows of the map at a time, from top to bottom."
+    "Classes and probabilities of a panel, some rows of the map at a time, from top to bottom; each is good until the next is asked for."
     (a, b), left = self.along.span(panel), self.scale * self.across(panel)[1]
+    room = np.empty((self.down.side, b - a), np.uint8), np.empty((self.down.side, b - a), np.uint8 if percent else np.float32)
     for i, scores, valid in self.blend(panel, first, last):
         row, h, s = self.down.start(i), self.down.start(i + 1) - self.down.start(i), scores.cpu().numpy()[..., a - left:b - left]
-        valid = valid if self.scale == 1 else valid.repeat(self.scale, 0).repeat(self.scale, 1)
-        valid = valid[:h, a - left:b - left] & self.inside(self.box[row:row + h, a:b])
-        code, share = np.empty((h, b - a), np.uint8), np.empty((h, b - a), np.uint8 if percent else np.float32)
+        inside, code, share = self.inside(self.box[row:row + h, a:b]), room[0][:h], room[1][:h]
+        valid = inside if valid.all() else valid.repeat(self.scale, 0).repeat(self.scale, 1)[:h, a - left:b - left] & inside
         work = lambda r: _decide(s[:, r], valid[r], codes, counts, code[r], share[r])  # noqa: B023, E731
         if wrong := sum(stream((slice(r, min(r + ROWS, h)) for r in range(0, h, ROWS)), work, self.runner.threads)):
             raise DataError(f"the model's scores are no numbers at {wrong} pixels of rows {row} to {row + h - 1}: it was trained badly, or its weights are damaged")
