@@ -133,6 +133,7 @@ class JointSeg(nn.Module):
                  sees: str = "features",  # of SEES; image: two steps
                  extra: int = 0,  # bands of 20 m
                  frozen: bool = False,  # the generator is not trained any more
+                 scales: Sequence[int] = SCALES,  # of the two stages, fine pixels per input pixel along a side
                  ):
         super().__init__()
         bands = in_channels - extra
@@ -141,18 +142,18 @@ class JointSeg(nn.Module):
         if sees not in SEES:
             raise unknown("input of the segmenter", sees, SEES)
         self.bands, self.sees = bands, sees
-        self.generator, self.images = ProgressiveGenerator(bands, features, blocks, growth, consistent, second), Images()
+        self.generator, self.images = ProgressiveGenerator(bands, features, blocks, growth, consistent, second, scales), Images()
         self.coarse = convolution(extra, width, 3) if extra else None
         if sees == "features":
             self.middle = nn.Sequential(convolution(features + 2 * bands + (width if extra else 0), width, 3), Attention(width))
-            self.fine = nn.Sequential(convolution(features + width, width), Attention(width, 2 * SCALES[1]))
+            self.fine = nn.Sequential(convolution(features + width, width), Attention(width, 2 * scales[1]))
         self.segmenter = Segmenter((2 * bands + width) if sees == "features" else bands + (width if extra else 0), n_classes, width, depth)
         self.generator.requires_grad_(not frozen)
 
     def fused(self, x: Tensor,  # (B, C, h, w)
               ) -> Tensor:  # (B, n, 10h, 10w) what the segmenter sees
         "Images and features of all scales."
-        image, (four, ten) = x[:, :self.bands], ([s * n for n in x.shape[-2:]] for s in SCALES)
+        image, (four, ten) = x[:, :self.bands], ([s * n for n in x.shape[-2:]] for s in self.generator.scales)
         drawn = self.generator.features(image)
         middle, fine = self.images(drawn.middle, drawn.fine)
         more = [self.coarse(F.avg_pool2d(x[:, self.bands:], 2, ceil_mode=True))] if self.coarse is not None else []

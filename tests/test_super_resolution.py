@@ -1,4 +1,5 @@
 """Super-resolution: faults of pairs, model folders, seams, and the two real pairs."""
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import gaussian_filter
 
-from isa_nb import faithfulness, mapping, models, pairs, sharpen
+from isa_nb import faithfulness, mapping, models, pairs, sharpen, sr_arms
 from isa_nb.core import DataError, IsaError, RequestError, geobox_of, raster
 from isa_nb.superres import SuperResolutionLoss, block_mean
 
@@ -177,6 +178,12 @@ def test_real_rotterdam_is_twice_as_fine(tmp_path):
     sharpen.fit(models.build(net.spec), (some, some[:2]), tmp_path / "g", epochs=1, steps=2, batch=2, full=2000, threads=1)
     fine = sharpen.draw(net.eval(), low)
     np.testing.assert_allclose(fine, sharpen.upsampled(low, 2), atol=0.1)  # untrained
+    label = raster((high.values[0] > np.nanmedian(high.values[0])).astype(np.uint8), geobox_of(high), "label", 255)  # bright ground stands in for a class: there is none
+    some = pairs.cut(low, high, label, side=16, number=4)
+    arm = sr_arms.arms({k: SMALL[k] for k in ("features", "blocks", "growth", "second")}, 8)[sr_arms.JOINT]
+    arm = replace(arm, arguments={**arm.arguments, "scales": [1, 2]})
+    joint = sr_arms.train(arm, sr_arms.describe(some, names, resolution=1), (some, some[:2]), tmp_path / "joint", epochs=1, steps=2, batch=2, precision="fp32", threads=1)
+    assert mapping.map_array(joint.model, low, 64, 16).label.shape == high.shape[1:]
     made = faithfulness.correctness(np.nan_to_num(low.values) / 2000, np.nan_to_num(fine.values) / 2000, np.nan_to_num(high.values) / 2000)
     assert sum(made.means.values()) == pytest.approx(1, abs=1e-4)
     assert max(made.means, key=made.means.get) == "omission"  # bilinear upsampling invents nothing
