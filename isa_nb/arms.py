@@ -124,6 +124,7 @@ def supported(chips: Sequence[Chip],  # chips of one size
               ignore: Sequence[int] = (LAND_COVER_IGNORE,),  # label codes that do not count
               sample: int = 64,  # pixels of each class to compare with
               temperature: float = 0.03,  # of the votes: squared distance at which a vote has fallen to 1/e, in variances of the image
+              weight_limit: float = float("inf"),  # that of `train`; inf: all classes have equally many votes
               seed: int = 0,  # of the sample
               ) -> list[Chip]:  # the same, their confidence multiplied by the support of the label
     "Chips whose labels count as much as pixels that look alike support them (inferred)."
@@ -140,10 +141,12 @@ def supported(chips: Sequence[Chip],  # chips of one size
     column = np.zeros(256, np.int64)
     column[codes] = range(len(codes))
     votes = F.one_hot(torch.from_numpy(column[label.ravel()[at]])).float()
-    votes, out = votes / votes.sum(0), []
+    share = np.array([(label == c).sum() for c in codes]) / np.isin(label, codes).sum()
+    weight = np.minimum(1 / (len(codes) * share), weight_limit) if weight_limit > 1 else 1  # as `class_weights`
+    votes, out = votes / votes.sum(0) * torch.from_numpy(share * weight).float(), []
     for c in chips:
-        share = (-torch.cdist(_looks(c.image, mean, std), known) ** 2 / temperature).softmax(1) @ votes
-        own = share.gather(1, torch.from_numpy(column[c.label.ravel()])[:, None])[:, 0] / share.max(1).values
+        heard = (-torch.cdist(_looks(c.image, mean, std), known) ** 2 / temperature).softmax(1) @ votes
+        own = heard.gather(1, torch.from_numpy(column[c.label.ravel()])[:, None])[:, 0] / heard.max(1).values
         out.append(c._replace(confidence=c.confidence * own.numpy().reshape(c.label.shape)))
     return out
 

@@ -176,3 +176,13 @@ def test_support_of_labels_where_the_image_has_gaps_and_where_there_are_none():
     assert found[5:7, 21:27].mean() < 0.3 < 0.9 < found[label == truth].mean()
     empty = [Chip(image, np.zeros_like(label), np.zeros(label.shape, np.float32))]
     assert arms.supported(empty) == empty
+
+
+def test_a_class_too_rare_for_the_cross_entropy_takes_no_support_from_a_common_one():
+    label = np.ones((64, 64), np.uint8)
+    label[32:], label[:2, :10] = 5, 3  # 20 pixels that look like class 1
+    image = np.where(label == 5, 500.0, 100.0)[None].repeat(2, 0).astype(np.float32) + np.random.default_rng(0).normal(0, 10, (2, 64, 64)).astype(np.float32)
+    chips = [Chip(image, label, np.ones(label.shape, np.float32))]
+    common, rare = ({limit: float(arms.supported(chips, weight_limit=limit)[0].confidence[label == code].mean()) for limit in (float("inf"), 10.0, 1.0)} for code in (1, 3))
+    assert common[float("inf")] < 0.98 < 0.99 < common[10.0] <= common[1.0] <= 1
+    assert rare[1.0] < 0.05 < rare[10.0] < 0.3 < 0.9 < rare[float("inf")]
