@@ -175,8 +175,8 @@ def _check_outputs(folder: Path) -> None:
 def _execute(task: dict[str, Any], notebook: Path) -> None:
     "Run the notebook with papermill; raises what papermill raises."
     import papermill
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    logging.getLogger("traitlets").setLevel(logging.CRITICAL)
+    for teller in ("papermill", "traitlets", "asyncio"):  # what fails is told in one line, by us
+        logging.getLogger(teller).setLevel(logging.CRITICAL)
     end = time.monotonic() + task["timeout"]
     for attempt in (1, 2, 3):
         if task["work"] in _stopped:

@@ -1,10 +1,15 @@
-"""The order of the files: those that run whole notebooks first, so that the processes of `isa test` end together; the tests that need a network are left out; no test sees the figures of another."""
+"""The order of the files: those that run whole notebooks first, so that the processes of `isa test` end together; the tests that need a network are left out; no test sees the figures of another, and no test is timed."""
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from hypothesis import settings
 
 FIRST = ("test_real", "test_tutorials", "test_batch", "test_training", "test_mapping")
+
+
+settings.register_profile("shared", deadline=None)  # machines are shared and noisy
+settings.load_profile("shared")
 
 
 def pytest_configure(config):

@@ -35,7 +35,7 @@ def test_users_and_producers_follow_equation_28(cls):
         assert (a.pick(table, measure, cls), a.pick(table, measure, cls, "se")) == pytest.approx(want)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(2, 60), min_size=9, max_size=9), st.lists(st.integers(1_000, 10 ** 7), min_size=3, max_size=3), st.booleans())
 def test_the_two_ways_agree_where_strata_are_the_classes(counts, pixels, fpc):
     n = np.array(counts).reshape(3, 3)

@@ -37,7 +37,7 @@ def brute(pred, truth, distances, resolution, ignore=(2, 255)):
     return np.array(out)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 999), st.sampled_from([(1, 1), (2, 3), (0.5, 0.5)]))
 def test_counts_are_those_of_brute_force(h, w, seed, resolution):
     pred, truth = scene(h, w, seed, (0, 1, 2, 255), (0.45, 0.35, 0.1, 0.1))
@@ -54,7 +54,7 @@ def test_boundary_iou_is_that_of_the_authors_where_a_square_and_a_circle_agree()
     assert b.boundary_values(b.boundary_counts(pred, truth, 2 ** 0.5, 1)[0])["iou"][0] == pytest.approx(want, abs=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(5, 40), st.integers(5, 40), st.integers(6, 30), st.integers(0, 99))
 def test_blocks_strips_and_windows_add_up_to_the_whole(h, w, block, seed):
     pred, truth = scene(h, w, seed, (0, 1, 2, 255), (0.5, 0.4, 0.05, 0.05))
@@ -74,7 +74,7 @@ def test_blocks_strips_and_windows_add_up_to_the_whole(h, w, block, seed):
     np.testing.assert_array_equal(sums, whole.sum(0))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 99))
 def test_ignored_halves_turned_maps_and_finer_units_change_nothing(seed):
     pred, truth = scene(40, 60, seed)

@@ -41,7 +41,7 @@ def guo(confidence, right, bins):
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 999), st.sampled_from([2, 10, 20]), st.floats(0.3, 3))
 def test_confidence_error_is_that_of_guo_et_al(seed, bins, too_sure):
     p, y = model(400, seed, too_sure=too_sure)
@@ -69,7 +69,7 @@ def test_a_calibrated_model_has_an_error_that_vanishes_and_one_that_is_off_does_
     assert c.calibration_values(c.reliability_counts(p ** 2, y)[0])["ece"] == pytest.approx((p - p ** 2).mean(), abs=0.002)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 45), st.integers(0, 99))
 def test_blocks_add_up_and_ignored_pixels_do_not_count(h, w, block, seed):
     gen = rng(seed, "blocks")

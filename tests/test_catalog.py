@@ -221,7 +221,7 @@ def test_missing_and_binary_catalogue(tmp_path):
     refused(tmp_path, deep, "mine.yaml")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=200))
 def test_any_text_is_refused_in_one_line_or_read(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "any.yaml"
@@ -348,7 +348,7 @@ def test_lookup_tables(name):
 
 
 @given(a=st.integers(1985, 2019), b=st.integers(1985, 2019))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_imperviousness_only_grows(a, b):
     s = CAT.source("gisa_2019")
     early, late = (s.isa_lut(y)[0] for y in sorted((a, b)))

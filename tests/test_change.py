@@ -30,7 +30,7 @@ def scene(seed=0):
 
 
 @given(st.integers(2, 6), st.integers(0, 2 ** 32 - 1), st.floats(0.0, 2.0), st.integers(0, 3), st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_nothing_vanishes_and_nothing_is_made_up(n, seed, weight, sweeps, least):
     "Whatever the maps: years only add, unknown stays unknown, and what all maps say of an area stands."
     gen = np.random.default_rng(seed)

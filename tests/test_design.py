@@ -10,7 +10,7 @@ from isa_nb import design as d
 from isa_nb.core import NODATA, DataError, RequestError, raster, rng, square_geobox
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 500), st.dictionaries(st.integers(0, 9), st.integers(1, 400), min_size=1, max_size=6), st.sampled_from(["proportional", "equal"]))
 def test_allocation_adds_up_and_fits(n, pixels, method):
     got = d.allocate(n, pixels, method)

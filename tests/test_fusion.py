@@ -38,7 +38,7 @@ def oracle(stack, osm, s):
     return np.where(may, osm, label), rule
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 7), seed=st.integers(0, 99), min_valid=st.sampled_from([None, 1, 2]), agreement=st.sampled_from([0.51, 0.6, 2 / 3, 0.8, 1.0]),
        scope=st.sampled_from(["conflicts", "all", "none"]), both=st.sampled_from(["uncertain", "impervious", "pervious"]), order=st.sampled_from(["settle_conflicts", "osm_first"]))
 def test_the_table_does_what_np_where_does(n, seed, min_valid, agreement, scope, both, order):

@@ -37,7 +37,7 @@ def tiny(**more):
     return models.build(spec).eval()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from((1, 2, 3, 10)), st.sampled_from(((64, 0), (64, 16), (32, 30))))
 def test_a_finer_answer_is_reproduced_to_the_edges(height, width, scale, tiles):
     da = image(height, width, 2).astype(np.float32)

@@ -103,7 +103,7 @@ def test_truth_on_is_the_world():
     assert np.corrcoef(share.values.ravel(), own.ravel())[0, 1] > 0.95
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(x=st.floats(2e5, 8e5), y=st.floats(0, 9e6), rho=st.floats(0, 1))
 def test_error_field_is_normal_and_addressed(x, y, rho):
     key = make_key("property")

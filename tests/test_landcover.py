@@ -42,7 +42,7 @@ def by_hand(said, has, strict, agreement, least):
     return (best[0], votes[best[0]] / n) if len(best) == 1 else (0, 0.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(0, 99), st.booleans(), st.sampled_from([0.5, 0.6, 1.0]), st.integers(1, 3))
 def test_the_rule_is_the_one_by_hand(n, seed, strict, agreement, least):
     gen = np.random.default_rng(seed)

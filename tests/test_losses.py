@@ -44,7 +44,7 @@ def test_half_ignored_is_the_masked_computation(codes, parts):
     assert abs(whole - alone) < 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([2, 4]), st.sampled_from([0.0, 0.1, 0.9, 1.0]))
 def test_ignored_pixels_change_nothing_and_get_no_gradient(seed, n, share):
     logits, label, sure, _ = scene(n, seed, 8)

@@ -70,7 +70,7 @@ def test_what_is_seen_comes_out(shape, tile, overlap):
 
 
 @given(st.integers(1, 900), st.integers(1, 300), st.floats(0, 0.99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_weights_add_up_to_one(size, tile, share):
     a, total = axis(size, tile, int(share * tile)), np.zeros(1300)
     for f, w in zip(a.first, a.weights, strict=True):

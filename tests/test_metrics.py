@@ -33,14 +33,14 @@ codes = arrays(np.uint8, 40, elements=st.sampled_from([0, 1, 2, 255]))
 stray = arrays(np.uint8, 40, elements=st.sampled_from([0, 1, 2, 7, 254, 255]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(np.uint8, 40, elements=st.integers(0, 2)), codes)
 def test_scores_are_those_of_mmsegmentation(pred, truth):
     got, want = m.scores(m.confusion(pred, truth, 3)), mmseg([(pred, truth)], 3)
     np.testing.assert_allclose([got[k] for k in want], list(want.values()), rtol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stray, stray)
 def test_stray_codes_are_treated_as_mmsegmentation_does(pred, truth):
     cm = m.confusion(pred, truth, 3, outside="keep")
@@ -98,7 +98,7 @@ def test_grids_and_empty_arrays():
         m.confusion(a, a, 0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 60), st.integers(0, 99))
 def test_blocks_add_up_to_the_whole(h, w, block, seed):
     gen = rng(seed, "blocks")
@@ -147,7 +147,7 @@ def test_half_the_pixels_ignored_equals_the_masked_computation():
     assert all(abs(a[k] - b[k]) < 1e-6 for k in a if k != "per_class")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 10 ** 6), st.integers(0, 10 ** 6), st.integers(0, 10 ** 6), st.sampled_from(["absent", "never present", "never predicted"]), st.sampled_from(m.POLICIES))
 def test_no_score_of_a_table_is_a_bare_one_where_a_class_is_missing(right, wrong, more, state, policy):
     cm = {"absent": [[right, 0], [0, 0]], "never present": [[right, wrong], [0, 0]], "never predicted": [[right, 0], [wrong, 0]]}[state]

@@ -38,7 +38,7 @@ def polygons(draw, step):
     return [s for s in (shapely.difference(s, hole) for s in shapes) if not s.is_empty and s.geom_type in ("Polygon", "MultiPolygon")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(polygons(step=0.0837))
 def test_pixels_are_those_of_rasterio(shapes):
     mine = np.zeros(GRID.shape.yx, np.uint8)
@@ -47,7 +47,7 @@ def test_pixels_are_those_of_rasterio(shapes):
     assert (mine == theirs).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(polygons(step=0.5))
 def test_edges_through_pixel_centres_fall_as_in_rasterio(shapes):
     for shape in shapes:  # one by one: parts of a multipolygon are filled by themselves here, together there
@@ -57,7 +57,7 @@ def test_edges_through_pixel_centres_fall_as_in_rasterio(shapes):
             assert (mine == rasterize([part], GRID.shape.yx, transform=GRID.affine)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(polygons(step=0.0837))
 def test_all_touched_holds_every_pixel_that_meets_a_polygon(shapes):
     mine = np.zeros(GRID.shape.yx, np.uint8)
@@ -69,7 +69,7 @@ def test_all_touched_holds_every_pixel_that_meets_a_polygon(shapes):
     assert (mine[shapely.distance(cells, both) > 1e-6] == 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(polygons(step=0.0837), st.randoms(use_true_random=False))
 def test_order_of_objects_and_layers_changes_nothing(shapes, random):
     names = ["buildings_a", "traffic_a", "water_a", "natural_a"]

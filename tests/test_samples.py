@@ -73,7 +73,7 @@ def gap(a, b):
     return np.maximum(np.abs(a.row.values[:, None] - b.row.values), np.abs(a.col.values[:, None] - b.col.values)) - a["size"].iloc[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(8, 20), st.integers(8, 20), st.integers(0, 5), st.sampled_from([100, 150]))
 def test_parts_never_come_closer_than_the_buffer(rows, cols, seed, buffer):
     chips_ = splits.split_blocks(grid(rows, cols, 100, 90, seed), seed=seed, buffer=buffer, tries=40)
@@ -101,7 +101,7 @@ def test_folds_test_every_chip_once_and_stay_apart():
         assert gap(parts[0], parts[2]).min() >= 100 and gap(parts[1], parts[2]).min() >= 100 and set(parts[2].index) == set(folds.index[folds.fold == i])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 600), st.integers(1, 200), st.floats(0, 0.95))
 def test_chips_cover_the_raster_and_stay_inside(length, size, overlap):
     if size > length:

@@ -53,7 +53,7 @@ def test_pyramid_is_that_of_segmentation_models_pytorch(training):
     torch.testing.assert_close(ours.train(training)(x), peer.train(training)(x), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 45), st.integers(1, 45), st.sampled_from((1, 2, 4)), st.sampled_from((8, 16, 32)))
 def test_any_size_of_image(height, width, zoom, stride):
     net = s.ResNeStASPP(in_channels=2, n_classes=3, output_stride=stride, zoom=zoom, **SMALL).eval()

@@ -28,7 +28,7 @@ def climate(seed, columns, rows):
     return rain, gpd.GeoDataFrame({"ECO_ID": names, "ECO_NAME": [f"eco {n}" for n in names], "BIOME_NUM": 4.0, "REALM": "Palearctic"}, geometry=list(shapes), crs=4326)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 4))
 def test_zone_polygons_partition_and_zone_of_agrees_everywhere(seed, columns, rows):
     rain, eco = climate(seed, columns, rows)
@@ -48,7 +48,7 @@ def test_zone_polygons_partition_and_zone_of_agrees_everywhere(seed, columns, ro
     assert (maps.differs == (maps.ecoregion != maps.pixel)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 12_000), min_size=1, max_size=20))
 def test_classes_grow_with_rain_and_hold_their_bounds(amounts):
     found = zones.classify(np.array(sorted(amounts)))

@@ -16,7 +16,7 @@ from numba import njit
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import gaussian_filter1d
 
-from ..core import raster, unknown
+from ..core import crs_name, raster, unknown
 from .fields import CODE, _mix, fbm, gnoise, make_key, noise, stream
 from .cover import _bilinear
 from .world import CHUNK, World, for_geobox, in_threads, pieces
@@ -239,7 +239,7 @@ def native_grid(sensor: str,  # "hr", "s2", "gf1"
     if sensor not in SENSORS:
         raise unknown("sensor", sensor, SENSORS)
     res = SENSORS[sensor].resolution
-    b = geobox.extent.to_crs(world.crs).boundingbox if str(geobox.crs).upper() != world.crs else geobox.boundingbox
+    b = geobox.extent.to_crs(world.crs).boundingbox if crs_name(geobox) != world.crs else geobox.boundingbox
     x0, y0 = np.floor(b.left / res - 1e-6) * res, np.ceil(b.top / res - 1e-6) * res
     return GeoBox((int(np.ceil((y0 - b.bottom) / res - 1e-6)), int(np.ceil((b.right - x0) / res - 1e-6))), Affine(res, 0, x0, 0, -res, y0), world.crs)
 
@@ -255,7 +255,7 @@ def image(sensor: str,  # "hr" (1 m), "s2" (10 m), "gf1" (16 m)
         raise unknown("sensor", sensor, SENSORS)
     world = world or for_geobox(geobox, seed)
     s, a = SENSORS[sensor], geobox.affine
-    own = str(geobox.crs).upper() == world.crs and abs(a.a - s.resolution) < 1e-9 and abs(a.e + s.resolution) < 1e-9 and a.b == a.d == 0
+    own = crs_name(geobox) == world.crs and abs(a.a - s.resolution) < 1e-9 and abs(a.e + s.resolution) < 1e-9 and a.b == a.d == 0
     grid = geobox if own else native_grid(sensor, geobox.pad(2), world)
     da = raster(_expose(sensor, grid, year, world), grid, sensor, 0, long_name=BANDS, title=s.title, simulated="yes", zone=world.zone, year=year, season=SEASON[world.zone][0])
     da = da.assign_coords(band=list(BANDS))

@@ -17,11 +17,12 @@ import numpy as np
 import shapely
 import xarray as xr
 from numba import njit
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import point
 from pyproj import Transformer
 
-from ..core import raster, utm_crs
+from ..core import crs_name, raster, utm_crs
 from .fields import CODE, DISC, ISA_LUT, KINDS, LC_LUT, LINE, SURFACES, concat, draw, take, within  # noqa: F401
 from .cover import districts, land, tracks
 from .land import PLACES, STUDY, Plane, terrain, water  # noqa: F401
@@ -94,7 +95,7 @@ class World:
                  crs: str,  # metric CRS, e.g. "EPSG:32650"
                  seed: int = 0,  # another seed is another world
                  ) -> None:
-        self.plane = Plane(zone, str(crs).upper(), seed)
+        self.plane = Plane(zone, f"EPSG:{code}" if (code := CRS(crs).epsg) else str(crs), seed)
         self.zone, self.crs, self.seed = zone, self.plane.crs, seed
         self.plane.pins  # noqa: B018  refuses a CRS that is not metric
         self._chunks: OrderedDict[tuple[int, int], Future[Chunk]] = OrderedDict()
@@ -197,7 +198,7 @@ STRIP = 24_000_000  # fine pixels rendered at once
 def _on_grid(world: World, geobox: GeoBox, year: int, k: int | None, reduce: object, dtype: type, nodata: int | None, name: str) -> xr.DataArray:
     out = np.zeros(geobox.shape.yx, dtype)
     a = geobox.affine
-    native = str(geobox.crs).upper() == world.crs and a.b == a.d == 0 and abs(a.a + a.e) < 1e-9 * a.a
+    native = crs_name(geobox) == world.crs and a.b == a.d == 0 and abs(a.a + a.e) < 1e-9 * a.a
     k = k or fine_steps(a.a if native else _metres(geobox, world.crs))
     rows = max(1, int(STRIP / (k * k * out.shape[1]))) if native else max(1, min(out.shape[0], 512))
     for r in range(0, out.shape[0], rows):
