@@ -656,6 +656,14 @@ def test_services_that_fail(server, cache, monkeypatch, answer, text, name, path
     assert line(e) and clean(cache) == [] and not [p for p in cache.rglob("answers/*.json") if "HEAD" not in p.read_text()]
 
 
+def test_answers_without_end(server, cache, monkeypatch):
+    monkeypatch.setattr("isa_nb.downloads.LARGEST_ANSWER", 2**20)
+    serve(server, monkeypatch, "https://zenodo.org", {"/api/records/5136330": bytes(2**20 + 1)})
+    with pytest.raises(DataError, match="answers with more than 1 MiB where a list was due") as e:
+        CAT.open("gisa_2019", WUHAN)
+    assert line(e) and clean(cache) == []
+
+
 def test_names_of_a_service_are_no_paths(server, cache, monkeypatch):
     serve(server, monkeypatch, "https://zenodo.org", zenodo(14848113, ("../../../new.tif", tiff(3))))
     a, = remote.PLANNERS["zenodo"](CAT.request("gisa_new", WUHAN))

@@ -13,6 +13,7 @@ import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
+from servers import Answer, Scripted
 from stac_peers import SIGNATURE, Peers, item, write_cog
 
 from isa_nb.catalog import Catalog
@@ -261,6 +262,22 @@ def test_what_stays_wrong_is_one_line(on_loopback, peers, tmp_path, monkeypatch)
     monkeypatch.setenv("ISA_ENDPOINTS", json.dumps({PC: "http://127.0.0.1:9"}))
     _client.cache_clear()
     line(entry(tmp_path, "busy"), "gives no answer that can be used", area=peers.grid)
+
+
+def test_a_list_in_circles(on_loopback, peers, tmp_path, monkeypatch):
+    "A service whose every page leads to the next, for ever."
+    server, one = Scripted(), pystac.Item("one", json.loads(json.dumps(peers.grid.geographic_extent.json)), list(peers.grid.geographic_extent.boundingbox), dt.datetime(2020, 5, 1, tzinfo=UTC), {}, collection="many").to_dict()
+    root = {"type": "Catalog", "id": "x", "stac_version": "1.0.0", "description": "x", "conformsTo": ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"],
+            "links": [{"rel": "search", "href": f"{server.url}/search", "method": "POST", "type": "application/geo+json"}, {"rel": "root", "href": f"{server.url}/"}, {"rel": "self", "href": f"{server.url}/"}]}
+    page = {"type": "FeatureCollection", "features": [one] * 10, "links": [{"rel": "next", "href": f"{server.url}/search", "method": "POST", "body": {"token": "again"}, "merge": True}]}
+    server.given = lambda h, path: Answer(json.dumps(page if path == "/search" else root).encode(), Content_Type="application/json")
+    monkeypatch.setenv("ISA_ENDPOINTS", json.dumps({PC: server.url}))
+    monkeypatch.setattr("isa_nb.stac_source.MOST", 45)
+    _client.cache_clear()
+    with pytest.raises(DataError, match="lists 45 items and more of many here: ask for a smaller area") as e:
+        entry(tmp_path, "many").open("mine", peers.grid)
+    assert "\n" not in str(e.value) and len([p for _, p, _ in server.asked if p == "/search"]) == 5
+    server.close()
 
 
 def test_an_item_without_crs(on_loopback, peers):
