@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from isa_nb import site
+from isa_nb.core import RequestError
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
@@ -163,7 +164,13 @@ def test_plain_pages_without_quarto(tmp_path, monkeypatch):
     root = small_checkout(tmp_path)
     monkeypatch.setattr("shutil.which", lambda _: None)
     front, maker = site.build(root, tmp_path / "site")
-    assert maker == "nbconvert" and front.exists()
+    assert maker == "nbconvert" and front.exists() and site.build(root, tmp_path / "site")[0] == front, "its own folder is replaced"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("keep me")
+    for out, line in (("mine", "is not empty and was not made by isa docs: choose another --out"), ("mine/thesis.txt", "is a file: choose a folder as --out"), (".", "is not empty")):
+        with pytest.raises(RequestError, match=line):
+            site.build(root, tmp_path / out)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "keep me" and (tmp_path / "settings.ini").exists()
     for page in front.parent.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert "<script" not in text and 'class="isa-nav"' in text
