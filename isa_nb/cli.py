@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,11 +114,19 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return pairs
 
 # %% ../nbs/reference/77_cli.ipynb #f84f8edd
+def _experiments() -> list[str]:
+    "The names of experiments.yaml, for the help: read as text, since a YAML library and a check would take too long."
+    with contextlib.suppress(OSError):
+        text = (resources.files("isa_nb") / "_data/experiments/experiments.yaml").read_text(encoding="utf-8")
+        return re.findall(r"^  (\w+):$", text.partition("\nexperiments:\n")[2], re.M)
+    return []
+
+
 @app.command("run", no_args_is_help=False)
 def run_command(
         profile: Annotated[str, typer.Option(help="`smoke` proves the wiring in about a minute, `demo` teaches, `paper` has the published sizes.")] = "demo",
         zones: Annotated[str | None, typer.Option(help="Zones (W1 to W4) and areas of the catalogue that list experiments, with commas. Default: all.", metavar="W1,W2,...")] = None,
-        experiments: Annotated[str | None, typer.Option(help="Experiments, with commas, or `all`; what they need is run too. Default: the Zones system (zoning, osm, labels, samples, model, transfer, overview); others: low_to_high, jointseg, super_resolution, change, change_1m, change_sections; with data of one's own: buildings, coarse_buildings, two_crs.", metavar="NAME,...")] = None,
+        experiments: Annotated[str | None, typer.Option(help=f"Experiments, with commas, or `all`; what they need is run too. Default: the Zones system. There are: {', '.join(_experiments())}.", metavar="NAME,...")] = None,
         catalog: Annotated[Path | None, typer.Option(help="A catalogue of your own, laid over ours.", metavar="FILE")] = None,
         out: Annotated[Path | None, typer.Option(help="Results folder. Default: results/PROFILE.", metavar="DIR")] = None,
         workers: Annotated[int | None, typer.Option(help="Notebooks at once. Default: as cores and memory allow.", metavar="N")] = None,
