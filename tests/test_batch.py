@@ -228,7 +228,8 @@ def hanging(suite, tmp_path):
     def start() -> tuple[subprocess.Popen, int]:
         hangs.unlink(missing_ok=True)
         set_faults(suite, W2="hang")
-        process = subprocess.Popen(command(suite, tmp_path / "run", "--zones", "W1,W2"), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command(suite, tmp_path / "run", "--zones", "W1,W2"), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
         started.append(process)
         end = time.monotonic() + 200
         while not (hangs.exists() and hangs.read_text() and (tmp_path / "run/labels/W1/step.json").exists()):
