@@ -7,10 +7,11 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'LARGEST_BLOCK', 'MOST_BLOCKS', 'LARGEST_WHOLE',
-           'GDAL_TYPES', 'TOLERANCE', 'check_resampling', 'Mosaic', 'look_at', 'open_raster', 'align']
+           'GDAL_TYPES', 'TOLERANCE', 'PATIENCE', 'check_resampling', 'Mosaic', 'look_at', 'open_raster', 'align']
 
 # %% ../nbs/reference/11b_rasters.ipynb #ed52e883
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,7 @@ def _check_alike(tiles: list[_Tile]) -> None:
 
 # %% ../nbs/reference/11b_rasters.ipynb #3c989891
 TOLERANCE = 1e-3  # pixels
+PATIENCE = (0.5, 2)  # seconds before a window that broke off on its way over a network is asked for again
 
 # %% ../nbs/reference/11b_rasters.ipynb #297af5b1
 def _read(xml: str,  # a virtual raster
@@ -206,11 +208,16 @@ def _read(xml: str,  # a virtual raster
           names: str,  # of the files, for messages
           ) -> np.ndarray:  # (band, y, x)
     "Read a window of a virtual raster on the asked grid; memory is the window plus GDAL's buffers."
-    try:
-        with rasterio.open(xml) as src:
-            return _warp(src, geobox, resampling, nodata)
-    except RasterioError as e:
-        raise DataError(f"{names} is damaged or truncated, a part of it cannot be read: fetch it again") from e
+    for wait in (*(PATIENCE if "/vsicurl/" in xml else ()), None):
+        try:
+            with rasterio.open(xml) as src:
+                return _warp(src, geobox, resampling, nodata)
+        except RasterioError as e:
+            if wait is None:
+                far = "breaks off while it is read: check the network and try again; if it stays, the file on the server is damaged or truncated"
+                near = "is damaged or truncated, a part of it cannot be read: fetch it again"
+                raise DataError(f"{names} {far if '/vsicurl/' in xml else near}") from e
+            time.sleep(wait)
 
 
 def _warp(src: rasterio.DatasetReader, geobox: GeoBox, resampling: Resampling, nodata: float | None) -> np.ndarray:

@@ -444,7 +444,7 @@ def test_windows_of_what_is_wrong(server, cache, fault, answer):
     else:
         server.script[path] = [answer] * 90
     began = time.perf_counter()
-    with pytest.raises(DataError, match="cannot be read as a raster|which is absurd for this file|damaged or truncated|does not overlap") as e:
+    with pytest.raises(DataError, match="cannot be read as a raster|which is absurd for this file|breaks off while it is read|does not overlap") as e:
         remote.open_assets(Request("some", "classes", {"crs": "EPSG:4326"}, WUHAN), [Asset(f"{server.url}{path}", "some", f"some/{fault}.tif", windowed=True)])
     assert line(e) and time.perf_counter() - began < 8 and clean(cache) == []
 
@@ -463,6 +463,30 @@ def test_window_survives_a_busy_server(server):
     server.script["/a.tif"] = [Answer(status=503), Answer(status=502)]
     got = remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])
     assert (got.values == 190).all()
+
+
+@pytest.mark.parametrize("times", [2, 90])
+def test_window_whose_pixels_break_off(server, tmp_path, monkeypatch, times):
+    "What breaks off is asked for again; what breaks off every time is one line."
+    values = np.random.default_rng(0).integers(1, 200, (1100, 1100), np.uint8)
+    server.files["/a.tif"] = cog(tmp_path / "a.tif", values, WUHAN.pad(500).affine, WUHAN.crs.to_wkt()).read_bytes()
+    broken = []
+
+    def given(h, path):
+        answer = server.stored(path, h.headers)
+        if h.headers.get("Range", "bytes=0-").startswith("bytes=0-") or len(broken) == times:
+            return answer
+        broken.append(h.headers["Range"])
+        answer.cut = len(answer.body) // 2
+        return answer
+    monkeypatch.setattr(server, "given", given)
+    ask = lambda: remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])  # noqa: E731
+    if times == 2:
+        assert (ask().values == values[500:600, 500:600]).all() and len(broken) == 2
+    else:
+        with pytest.raises(DataError, match="breaks off while it is read: check the network and try again") as e:
+            ask()
+        assert line(e) and len(broken) >= 3
 
 
 # ---- the edges of the world
