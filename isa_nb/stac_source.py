@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import operator
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from .core import DataError, RequestError, raster, unknown
 from .downloads import ATTEMPTS, _remembered, _seconds, endpoint, offline, session
 from .drivers import CLASS_KINDS, Request
 from .files import bounds_in
+from .rasters import PATIENCE
 from .remote import GDAL, Asset, asset, boxes, cached, need_network
 
 # %% ../nbs/reference/11g_stac_source.ipynb #1304883a
@@ -331,8 +333,21 @@ def _check_tiff(place: str) -> None:
     rasterio.open(place, driver="GTiff").close()
 
 
+class _Patient(RioReader):
+    "The reader of odc-stac, which asks again for what broke off on its way."
+
+    def read(self, *args: Any, **options: Any) -> Any:
+        for wait in (*PATIENCE, None):
+            try:
+                return super().read(*args, **options)
+            except RasterioError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+
+
 class _Tiffs(RioDriver):
-    "The reader of odc-stac, for GeoTIFFs only."
+    "Readers of GeoTIFFs only."
 
     def open(self, src: RasterSource, ctx: LocalContext) -> RioReader:
         try:
@@ -340,7 +355,7 @@ class _Tiffs(RioDriver):
         except RasterioError:
             _FAILED.files.append(src.uri)
             raise
-        return super().open(src, ctx)
+        return _Patient(src, ctx)
 
 # %% ../nbs/reference/11g_stac_source.ipynb #c31f05da
 WORKERS = 8  # files read at once: a window is mostly waiting

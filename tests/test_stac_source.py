@@ -12,7 +12,9 @@ import pystac
 import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from odc.loader._rio import RioReader
 from pyproj import Transformer
+from rasterio.errors import RasterioIOError
 from servers import Answer, Scripted
 from stac_peers import SIGNATURE, Peers, item, write_cog
 
@@ -235,6 +237,24 @@ def test_what_is_temporary_is_repeated(on_loopback, peers, tmp_path):
     peers.fail("2021~flaky.tif", (503, {}), (429, {"retry-after": "1"}))
     got = entry(tmp_path, "flaky").open("mine", peers.grid[:64, :64])
     assert (got.values == peers.classes[:64, :64]).all() and searches(peers) >= 4
+
+
+@pytest.mark.parametrize("times", [2, 9])
+def test_pixels_that_break_off(on_loopback, peers, tmp_path, monkeypatch, times):
+    "GDAL asks a server again that refuses, but not for pixels that break off: the reader of odc-stac does."
+    left, real = [None] * times, RioReader.read
+
+    def read(self, *args, **options):
+        if left:
+            left.pop()
+            raise RasterioIOError("Read failed.")
+        return real(self, *args, **options)
+    monkeypatch.setattr(RioReader, "read", read)
+    if times == 2:
+        assert (entry(tmp_path, "flaky").open("mine", peers.grid[:64, :64]).values == peers.classes[:64, :64]).all()
+    else:
+        with pytest.raises(DataError, match="cannot be read .*: try again later"):
+            entry(tmp_path, "flaky").open("mine", peers.grid[:64, :64])
 
 
 def test_what_stays_wrong_is_one_line(on_loopback, peers, tmp_path, monkeypatch):
