@@ -110,6 +110,10 @@ def area_geobox(bbox: tuple[float, float, float, float],  # west, south, east, n
     west, south, east, north = bbox
     if not (west < east and south < north):
         raise RequestError(f"empty bounding box {bbox}: give west < east and south < north, in degrees")
+    if resolution <= 0:
+        raise RequestError(f"resolution {resolution:g}: give a pixel side above 0")
+    if crs is None and east - west > 60:
+        raise RequestError(f"bounding box {bbox} is {east - west:g} degrees wide, too much for one UTM zone: ask for a part of it, or state a CRS")
     crs = crs or utm_crs((west + east) / 2, (south + north) / 2)
     return GeoBox.from_bbox(BoundingBox(west, south, east, north, "EPSG:4326").to_crs(crs), resolution=resolution, anchor="edge")
 
@@ -121,6 +125,8 @@ def square_geobox(lon: float,  # centre, degrees east
                   crs: str | None = None,  # None: the UTM zone of the centre
                   ) -> GeoBox:  # (round(size / resolution),) * 2 pixels
     "A square grid of exact shape around a place."
+    if min(size, resolution) <= 0 or round(size / resolution) < 1:
+        raise RequestError(f"a square of {size:g} m with pixels of {resolution:g} m: give both above 0, the side no smaller than a pixel")
     crs = crs or utm_crs(lon, lat)
     (x, y), = point(lon, lat, "EPSG:4326").to_crs(crs).coords
     n = round(size / resolution)

@@ -464,6 +464,8 @@ def _year(self: Source, year: int | None) -> int | None:
     known = self.years or ([self.year] if self.year is not None else [])
     if year is None:
         return self.year if self.year is not None else (known[-1] if known else None)
+    if not isinstance(year, int | np.integer):
+        raise RequestError(f"year {year!r} of {self.name}: give a whole number, without quotes")
     if known and year not in known:
         near = f"{known[0]} to {known[-1]}" if len(known) > 3 else ", ".join(map(str, known))
         raise RequestError(f"{self.name} has no year {year}: it has {near}")
@@ -481,6 +483,8 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 
 @patch
 def _translate(self: Source, da: xr.DataArray, lut: np.ndarray, name: str, nodata: int) -> xr.DataArray:
+    if not isinstance(da, xr.DataArray):
+        raise DataError(f"{self.name}: a {type(da).__name__} without a grid was given: pass on what Catalog.open returns")
     if da.dtype.kind not in "iu":
         raise DataError(f"{self.name} holds {da.dtype} values where class codes are due: save it as uint8")
     missing = da.rio.nodata

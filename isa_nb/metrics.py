@@ -187,6 +187,8 @@ def scores(cm: np.ndarray,  # (C, C) counts, rows truth, columns prediction; or 
     "Every score of a confusion matrix (mmsegmentation 1.2.2; Zones paper, Equations 1-6)."
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
+    if np.ndim(cm) < 2 or np.shape(cm)[-2] != np.shape(cm)[-1]:
+        raise DataError(f"a confusion matrix of shape {np.shape(cm)}: rows (truth) and columns (prediction) must be as many")
     n = n_classes or np.shape(cm)[-1]
     filled = lambda x: x if nan_to_num is None else np.nan_to_num(x, nan=nan_to_num)  # noqa: E731
     per = {k: filled(v) for k, v in class_scores(cm, n).items()}

@@ -252,6 +252,8 @@ def as_layers(osm: "OsmLayers | Mapping[str, gpd.GeoDataFrame] | gpd.GeoDataFram
         for g in layers.values():
             g.attrs = osm.attrs
         return layers
+    if not isinstance(osm, Mapping):
+        raise DataError(f"OSM is given as a {type(osm).__name__}: give a file, layers by name, a frame with the column layer, or a mask (osm.rasterise)")
     return OsmLayers({layer_name(name): _require(g, f"OSM layer {name}", ("fclass",)) for name, g in osm.items()})
 
 # %% ../nbs/reference/16_osm.ipynb #8e16cb71

@@ -53,6 +53,8 @@ def settlement_of(rule: str,  # "paper" or "posterior"
     "The choices of a rule; with the posterior OSM does not settle by itself unless asked to."
     if rule not in ("paper", "posterior"):
         raise unknown("rule", rule, ("paper", "posterior"))
+    if lost := [k for k in choices if k not in Settlement.__dataclass_fields__]:
+        raise unknown("choice", lost[0], Settlement.__dataclass_fields__)
     return Settlement(**(({"osm_scope": "none"} if rule == "posterior" else {}) | dict(choices)))
 
 # %% ../nbs/reference/29a_settlement.ipynb #bd29fa05

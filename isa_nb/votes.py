@@ -119,6 +119,8 @@ def named(items: Mapping | Iterable[tuple],  # {name: thing} or (name, thing) pa
           ) -> dict:  # in the given order
     "Products by name; an error where there is none or where a name comes twice."
     pairs = list(items.items() if isinstance(items, Mapping) else items)
+    if not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
+        raise RequestError(f"a {what} without a name: give each by its name, as in {{'GISA': map, 'ESA': map}}")
     if not pairs:
         raise RequestError(f"no {what} to fuse: give at least one")
     names = [str(k) for k, _ in pairs]
@@ -142,6 +144,8 @@ def checked(products: Mapping[str, xr.DataArray] | Iterable[tuple[str, xr.DataAr
     "The arrays of products that can be fused; an error that names what does not fit."
     products = named(products)
     for name, da in products.items():
+        if not hasattr(da, "dims"):
+            raise DataError(f"product {name} is a {type(da).__name__} without a grid: give a DataArray as Catalog.open returns it, or make one with core.raster(values, geobox, name)")
         if da.ndim != 2 or da.dtype.kind not in "bui":
             raise DataError(f"product {name} is {da.dtype} with dims {da.dims}: a map of 0, 1 and 255 in whole numbers with dims (y, x) is due; recode it with Source.to_isa")
     if geobox is None:

@@ -329,6 +329,8 @@ def test_nodata_that_is_a_class_and_floats():
         s.to_isa(raster(np.full((200, 200), 50, np.uint8), GRID, "x", nodata=50))
     with pytest.raises(DataError, match="float32 values where class codes are due"):
         s.to_isa(raster(np.full((200, 200), 50, np.float32), GRID, "x"))
+    with pytest.raises(DataError, match="a ndarray without a grid was given: pass on what Catalog.open returns"):
+        s.to_isa(np.full((200, 200), 50, np.uint8))
 
 
 def test_no_legend():
@@ -369,6 +371,14 @@ def test_areas_and_grids():
         CAT.open("lab_gisa", (2, 0, 1))
     with pytest.raises(RequestError, match="simulated source without an end"):
         CAT.open("lab_gisa")
+    with pytest.raises(RequestError, match="is 360 degrees wide, too much for one UTM zone: ask for a part of it"):
+        CAT.grid((-180, -80, 180, 80))
+    with pytest.raises(RequestError, match="resolution -5: give a pixel side above 0"):
+        CAT.area("wuhan").geobox(resolution=-5)
+    with pytest.raises(RequestError, match="a square of -1000 m with pixels of 10 m"):
+        square_geobox(10, 50, -1000, 10)
+    with pytest.raises(RequestError, match="year '2019' of lab_gisa: give a whole number, without quotes"):
+        CAT.open("lab_gisa", GRID, "2019")
     assert CAT.grid("wuhan", size=3200).shape.yx == (200, 200)
     assert CAT.grid((116, 39.8, 116.1, 39.9), resolution=100).resolution.x == 100
 

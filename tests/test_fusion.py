@@ -114,6 +114,8 @@ def test_stages_add_up_and_confusion_counts_every_labelled_pixel():
 @pytest.mark.parametrize("change, message", [
     (lambda p: {}, "no product to fuse"),
     (lambda p: [("a", p["p0"]), ("a", p["p1"])], "'a' is named more than once"),
+    (lambda p: list(p.values()), "a product without a name"),
+    (lambda p: p | {"p1": p["p1"].values}, "product p1 is a ndarray without a grid: give a DataArray"),
     (lambda p: p | {"p1": p["p1"].astype("float32")}, "product p1 is float32"),
     (lambda p: p | {"p1": p["p1"] + np.uint8(2)}, "product p1 holds"),
     (lambda p: p | {"p1": p["p1"].astype(np.int16) - 300}, "product p1 holds"),
@@ -136,6 +138,8 @@ def test_bad_products(change, message):
     (dict(min_valid=3), "more valid products than the 2 there are"),
     (dict(min_valid=0), "min_valid 0 is below 1"),
     (dict(order="osm_last"), "unknown order 'osm_last'"),
+    (dict(treshold=0.9), "unknown choice 'treshold': did you mean 'threshold'?"),
+    (dict(osm=mask().values), "OSM is given as a ndarray: give a file, layers by name"),
     (dict(osm=mask()[1:]), "the products and osm are on different grids"),
     (dict(osm=mask() + np.uint8(4)), "the OSM mask holds 7"),
 ])

@@ -188,3 +188,8 @@ def test_kept_stray_codes_count_as_errors_in_every_interval():
     hit, said, true = ((pred == 1) & (truth == 1)).sum(), (pred == 1).sum(), (truth == 1).sum()
     assert got["isa_f1"] == pytest.approx(2 * hit / (said + true))
     assert m.scores(cms.sum(0), "paper_eq", n_classes=2)["aAcc"] == pytest.approx((pred == truth).mean())
+
+
+def test_a_matrix_that_is_not_square():
+    with pytest.raises(DataError, match=r"a confusion matrix of shape \(2, 3\)"):
+        m.scores(np.zeros((2, 3)))
