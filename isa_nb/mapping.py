@@ -8,6 +8,7 @@ __all__ = ['Polygons', 'Classes', 'classes_of', 'Job', 'map_array', 'fingerprint
 # %% ../nbs/reference/49_mapping.ipynb #705c081f
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -78,7 +79,7 @@ def _area(within: Polygons | None, imagery: Imagery) -> Any:
         return None
     if within.crs is None:
         raise DataError("the polygons to map within carry no CRS: set one with set_crs")
-    if not within.geom_type.isin(["Polygon", "MultiPolygon"]).all():
+    if not len(within) or not within.geom_type.isin(["Polygon", "MultiPolygon"]).all():
         raise DataError(f"the boundary to map within holds {', '.join(sorted(set(within.geom_type.dropna().astype(str)))) or 'nothing'} where polygons are due: give the outline of the place")
     area, outline = within.geometry.to_crs(str(imagery.box.crs)).union_all(), shapely.box(*imagery.box.boundingbox)
     if not area.intersects(outline):
@@ -96,6 +97,9 @@ class Job:
     @classmethod
     def of(cls, runner: Runner, imagery: Imagery, tile: int, overlap: int, legend: str | Mapping[str, Any] | None, within: Polygons | None = None) -> "Job":
         "Lay out the work."
+        learnt, side = getattr(runner.spec, "resolution", None), abs(imagery.box.affine.a)
+        if learnt and imagery.box.crs.projected and not 0.8 < side / learnt < 1.25:
+            warnings.warn(f"the model learnt from pixels of {learnt:g} m and {imagery.called} has {side:g} m: at another size it sees other things; resample the imagery first", stacklevel=4)
         tiling = Tiling.of(runner, imagery, tile, overlap, within=_area(within, imagery))
         return cls(tiling, classes_of(tiling.n, getattr(runner.spec, "classes", None), legend), overlap)
 

@@ -199,6 +199,8 @@ def town(tmp_path, monkeypatch) -> Path:
 
 def test_map_and_assess(town):
     import pandas as pd
+
+    from isa_nb import models
     out = town / "maps" / "map.tif"
     code, text, err = isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16")
     assert code == 0 and not err, err
@@ -212,6 +214,10 @@ def test_map_and_assess(town):
     assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16")[:2] == (0, text)  # nothing to do
     assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "64", "--overlap", "16", "--stac", "2021-06")[1] == text + f"{out.with_suffix('.json')}\n"
     assert json.loads(out.with_suffix(".json").read_text())["properties"]["end_datetime"] == "2021-06-30T23:59:59Z"
+    spec = models.load(town / "model").spec.model_copy(update={"resolution": 16.0})
+    models.save(models.build(spec), town / "coarse")
+    code, _, err = isa("map", str(town / "coarse"), str(town / "image.tif"), str(town / "maps/coarse.tif"))
+    assert code == 0 and err.startswith("isa map: the model learnt from pixels of 16 m and") and "has 10 m: at another size it sees other things" in err and err.count("\n") == 1
     assert_one_line(isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "32", "--overlap", "0"), 2, "is there already, made by another request")
     assert isa("map", str(town / "model"), str(town / "image.tif"), str(out), "--tile", "32", "--overlap", "0", "--overwrite")[0] == 0
 
@@ -257,6 +263,7 @@ def test_assess_with_points(town):
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--batch", "0"], 2, "batch 0"),
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--device", "gpu"], 2, "unknown device 'gpu': give auto, cpu, cuda"),
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--within", "{}/points.gpkg"], 1, "the boundary to map within holds Point where polygons are due"),
+    (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--within", "{}/empty.geojson"], 1, "the boundary to map within holds nothing where polygons are due"),
     (["map", "{}/model", "{}/image.tif", "{}/map.tif", "--stac", "summer"], 2, "time 'summer': give a year, a month or a day"),
     (["assess", "{}/none.tif", "{}/truth.tif"], 1, "none.tif"),
     (["assess", "{}/truth.tif", "{}/none.gpkg"], 1, "cannot read points from"),
