@@ -32,6 +32,7 @@ CAT = Catalog.load()
 WUHAN = square_geobox(114.31, 30.6, 3000, 30)
 DELAWARE = square_geobox(-75.5, 39.2, 3000, 30)
 DATA = bytes(range(256)) * 4096  # 1 MiB
+SOON = 25  # seconds in which a busy machine, too, is through; who waits in vain waits longer
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_yaml_bomb(monkeypatch, tmp_path):
     began = time.perf_counter()
     with pytest.raises(RequestError, match="must map addresses to addresses") as e:
         endpoint("https://zenodo.org")
-    assert time.perf_counter() - began < 1 and line(e)
+    assert time.perf_counter() - began < SOON and line(e)
     with pytest.raises(RequestError, match="aliases .* are not read"):
         Catalog.load(overlay=tmp_path / "e.yaml")
 
@@ -180,7 +181,7 @@ def test_stalled_socket(server):
     server.script["/a.bin"] = [Answer(DATA, stall=500_000, ETag=f'"{hashlib.md5(DATA).hexdigest()}"')]
     began = time.perf_counter()
     assert download(some(server, checksum=md5(DATA))).read_bytes() == DATA
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < SOON
 
 
 def test_stalled_for_ever(server, cache):
@@ -203,7 +204,7 @@ def test_waits_as_the_server_asks(server):
     server.script["/a.bin"] = [Answer(status=429, Retry_After="1"), Answer(status=503, Retry_After=http_date(1))]
     began = time.perf_counter()
     download(some(server))
-    assert 1 <= time.perf_counter() - began < 6 and len(server.gets("/a.bin")) == 3
+    assert 1 <= time.perf_counter() - began < SOON and len(server.gets("/a.bin")) == 3
 
 
 def test_does_not_wait_for_hours(server, cache):
@@ -211,7 +212,7 @@ def test_does_not_wait_for_hours(server, cache):
     began = time.perf_counter()
     with pytest.raises(DataError, match="asks to come back in 7200 s") as e:
         download(some(server))
-    assert line(e) and time.perf_counter() - began < 2 and clean(cache) == []
+    assert line(e) and time.perf_counter() - began < SOON and clean(cache) == []
 
 
 def test_bursts_of_server_errors(server):
@@ -363,7 +364,7 @@ def test_absurd_geotiff(server, tmp_path):
         with pytest.raises(DataError) as e:
             open_raster(tmp_path / "a.tif", grid, crs="EPSG:4326")
         assert line(e)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < SOON
 
 
 def test_xml_in_the_place_of_an_image(server, tmp_path, monkeypatch):
@@ -446,7 +447,7 @@ def test_windows_of_what_is_wrong(server, cache, fault, answer):
     began = time.perf_counter()
     with pytest.raises(DataError, match="cannot be read as a raster|which is absurd for this file|breaks off while it is read|does not overlap") as e:
         remote.open_assets(Request("some", "classes", {"crs": "EPSG:4326"}, WUHAN), [Asset(f"{server.url}{path}", "some", f"some/{fault}.tif", windowed=True)])
-    assert line(e) and time.perf_counter() - began < 8 and clean(cache) == []
+    assert line(e) and time.perf_counter() - began < SOON and clean(cache) == []
 
 
 def test_window_that_stalls(server):
@@ -455,7 +456,7 @@ def test_window_that_stalls(server):
     began = time.perf_counter()
     with pytest.raises(DataError, match="cannot be read as a raster") as e:
         remote.open_assets(Request("some", "classes", {}, WUHAN), [Asset(f"{server.url}/a.tif", "some", "some/a.tif", windowed=True)])
-    assert line(e) and time.perf_counter() - began < 10
+    assert line(e) and time.perf_counter() - began < SOON
 
 
 def test_window_survives_a_busy_server(server):
