@@ -269,13 +269,23 @@ def _years(texts: list[str], names: list[str]) -> dict[str, int]:
     return {n: int(pairs.get(n, plain[0] if plain else 0)) for n in names if n in pairs or plain}
 
 
+def _reliability_lines(facts: dict[str, Any]) -> list[str]:
+    "What the latent-class model says of itself and of each product, if it was fitted."
+    def part(row: dict[str, Any], name: str) -> str:
+        if row[name] is None:
+            return f"{name} undefined"
+        return f"{name} {row[name]:.3f}" + ("" if row[f"{name}_se"] is None else f" (standard error {row[f'{name}_se']:.3f})")
+    rows = facts.get("reliability", [])
+    return [facts["model"], *(f"{r['product']}: {', '.join(part(r, k) for k in ('sensitivity', 'specificity', 'precision'))}" for r in rows)] if rows else []
+
+
 def _fuse_summary(written: dict[str, Path]) -> str:
     "What a fusion has made, in a few lines."
     import json
     facts = json.loads(written["json"].read_text(encoding="utf-8"))
     said = " (simulated)" if facts["simulated"] else ""
     rules = ", ".join(f"{name} {n / facts['pixels']:.2%}" for name, n in facts["rules"].items())
-    return f"{facts['pixels']:,} pixels{said}: {rules}\n" + "\n".join(str(p) for p in written.values())
+    return "\n".join([f"{facts['pixels']:,} pixels{said}: {rules}", *_reliability_lines(facts), *map(str, written.values())])
 
 # %% ../nbs/reference/77_cli.ipynb #a6d72b73
 @app.command("fuse")

@@ -495,10 +495,13 @@ def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files
 
 
 def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule: str, model: Any, only: tuple[str, ...], cog: bool, threads: int | None) -> dict[str, Path]:
-    n = len(windows.products)
+    n, known = len(windows.products), {}
     if rule == "posterior" and model is None:
-        from isa_nb.latent import fit
-        model = fit(count_windows(windows, threads), {p.name: p.facts["resolution"] for p in windows.products if p.facts["resolution"]})
+        from isa_nb.latent import fit, reliability
+        counts = count_windows(windows, threads)
+        model = fit(counts, {p.name: p.facts["resolution"] for p in windows.products if p.facts["resolution"]})
+        rows = reliability(counts, model).drop(columns="note").to_dict("records")
+        known = {"model": model.note, "reliability": [{k: None if v != v else v for k, v in r.items()} for r in rows]}
     outcomes = lambda codes: decide(codes, n, settlement, model.posterior(codes) if rule == "posterior" else None)  # noqa: E731
     table = Table.of(n, lambda codes: _percent(outcomes(codes)), legends=windows.legends, observed=lambda: count_windows(windows, threads).codes)
     facts = _facts(windows, settlement, preset, rule)
@@ -509,7 +512,7 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
         writers = {k: stack.enter_context(writing(out / f"{k}.tif", LAYERS[k], dtypes.get(k, np.dtype(np.uint8)), windows.box, tags, cog)) for k in only}
         rows = apply_windows(windows, table, writers, out, threads)
     made = {k: out / f"{k}.tif" for k in only}
-    made["json"] = write_json(out / "fusion.json", facts | _counts(table, rows, settlement, rule) | inputs.result())
+    made["json"] = write_json(out / "fusion.json", facts | _counts(table, rows, settlement, rule) | known | inputs.result())
     return made
 
 

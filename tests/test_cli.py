@@ -130,6 +130,9 @@ def test_fuse_on_files(products):
     assert "4,096 pixels" in text and "agreement" in text and str(out / "label.tif") in text
     assert_one_line(isa("fuse", "--product", f"a={products}/a.tif", "--product", f"b={products}/b.tif", "--legend", "b=190", "--out", str(out)), 2, "holds an earlier fusion")
     code, text, err = isa("fuse", "--product", f"a={products}/a.tif", "--product", f"void={products}/void.tif", "--out", str(products / "none"))
+    three = [w for n, f in (("a", "a"), ("b", "b"), ("c", "a")) for w in ("--product", f"{n}={products}/{f}.tif")]
+    told = isa("fuse", *three, "--legend", "b=190", "--rule", "posterior", "--out", str(products / "posterior"))[1]
+    assert "latent classes from 3 witnesses: a, b, c" in told and all(f"\n{n}: sensitivity " in told for n in "abc"), told
     assert isa("fuse", "--product", f"a={products}/a.tif", "--product", f"void={products}/void.tif", "--min-valid", "1", "--out", str(products / "one"))[1].startswith("4,096 pixels: agreement 100.00%")
     assert code == 0 and "4,096 pixels: nodata 100.00%" in text and err.startswith("isa fuse: no pixel has a label: nowhere on the grid of the first product do enough products hold data (--min-valid)")
 

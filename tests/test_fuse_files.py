@@ -71,6 +71,10 @@ def test_files_give_what_memory_gives(town, tmp_path, rule):
     assert np.abs(percent / 100 - ds.confidence.values)[percent != 255].max() < 0.0051
     facts = json.loads(made["json"].read_text())
     assert facts["pixels"] == 1300**2 and sum(facts["rules"].values()) == facts["pixels"]
+    if rule == "posterior":  # estimated from the votes alone, with a standard error
+        known = {r["product"]: r for r in facts["reliability"]}
+        assert list(known) == ["a", "b", "c"] and facts["model"].startswith("latent classes from 3 witnesses")
+        assert all(0.8 < r[k] < 1 and 0 < r[f"{k}_se"] < 0.1 for r in known.values() for k in ("sensitivity", "specificity"))
     stages = table3({"x": ds}).set_index("stage")
     assert {s: [c[k] for k in ("impervious", "pervious", "uncertain")] for s, c in facts["stages"].items()} == {s: stages.loc[s, ["impervious", "pervious", "uncertain"]].tolist() for s in stages.index}
     with rasterio.open(made["label"]) as src:
