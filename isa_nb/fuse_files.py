@@ -432,8 +432,8 @@ def apply_windows(windows: Windows,  # products and OSM
 
 # %% ../nbs/reference/32_fuse_files.ipynb #8a5c7d45
 @contextlib.contextmanager
-def _folder(out: Path, overwrite: bool) -> Iterator[None]:
-    "Hold the output folder."
+def _folder(out: Path, overwrite: bool) -> Iterator[list[bool]]:
+    "Hold the output folder; what is in it stays until the new files are whole."
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".fusion.lock", timeout=0)
@@ -442,19 +442,18 @@ def _folder(out: Path, overwrite: bool) -> Iterator[None]:
         raise RequestError(f"another fusion is writing to {out}: wait for it, or choose another folder") from None
     except OSError as e:
         raise DataError(f"cannot write to {out}: {e.strerror or e}; choose a folder that can be written to") from e
+    begun: list[bool] = []
     try:
-        if (out / "fusion.json").exists():
-            if not overwrite:
-                raise RequestError(f"{out} holds an earlier fusion: choose another folder, or ask to overwrite it")
-            for name in ("fusion.json", *(f"{k}.tif" for k in OUTPUTS)):
-                (out / name).unlink(missing_ok=True)
+        if not overwrite and (out / "fusion.json").exists():
+            raise RequestError(f"{out} holds an earlier fusion: choose another folder, or ask to overwrite it")
+        if there := [] if overwrite else [f"{k}.tif" for k in OUTPUTS if (out / f"{k}.tif").exists()]:
+            raise RequestError(f"{out} holds {there[0]}, which is of no finished fusion: choose another folder, or ask to overwrite it")
         for left in (f for k in OUTPUTS for f in out.glob(f".{k}-*.tif")):
             left.unlink(missing_ok=True)
-        yield
+        yield begun
     except BaseException:
-        if not (out / "fusion.json").exists():  # no file without its fellows
-            for k in OUTPUTS:
-                (out / f"{k}.tif").unlink(missing_ok=True)
+        for k in OUTPUTS if begun else ():  # no file without its fellows
+            (out / f"{k}.tif").unlink(missing_ok=True)
         raise
     finally:
         lock.release()
@@ -490,11 +489,11 @@ def fuse_files(products: Mapping[str, Any] | Iterable[tuple[str, Any]],  # files
         box = first.mosaic.geobox
         fine = box if parts == 1 else box.zoom_out(1 / parts)
         windows = Windows([opened(k, p, fine, resampling) for k, p in items], box, osm_windows(osm, box, preset), parts)
-        with _folder(out, overwrite), contextlib.closing(windows):
-            return _fuse(windows, out, settlement, preset if osm is not None else "none", rule, model, only, cog, threads)
+        with _folder(out, overwrite) as begun, contextlib.closing(windows):
+            return _fuse(windows, out, settlement, preset if osm is not None else "none", rule, model, only, cog, threads, begun)
 
 
-def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule: str, model: Any, only: tuple[str, ...], cog: bool, threads: int | None) -> dict[str, Path]:
+def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule: str, model: Any, only: tuple[str, ...], cog: bool, threads: int | None, begun: list[bool]) -> dict[str, Path]:
     n, known = len(windows.products), {}
     if rule == "posterior" and model is None:
         from isa_nb.latent import fit, reliability
@@ -511,6 +510,9 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
         inputs = aside.submit(lambda: {"inputs": {p.name: {str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products}} | provenance())
         writers = {k: stack.enter_context(writing(out / f"{k}.tif", LAYERS[k], dtypes.get(k, np.dtype(np.uint8)), windows.box, tags, cog)) for k in only}
         rows = apply_windows(windows, table, writers, out, threads)
+        begun.append(True)  # from here on the new files take their places
+        for name in ("fusion.json", *(f"{k}.tif" for k in OUTPUTS if k not in only)):
+            (out / name).unlink(missing_ok=True)
     made = {k: out / f"{k}.tif" for k in only}
     made["json"] = write_json(out / "fusion.json", facts | _counts(table, rows, settlement, rule) | known | inputs.result())
     return made

@@ -171,6 +171,20 @@ def test_an_earlier_fusion_is_kept_unless_asked(town, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fusion.json", "label.tif"]
 
 
+def test_a_failed_fusion_takes_nothing_away(town, tmp_path):
+    "Neither an earlier fusion that was to be replaced, nor a file of the user's that happens to have the name of ours."
+    fuse_files(town[1], tmp_path / "old")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
+    wrong = {"a": town[1]["a"], "b": save(tmp_path / "seven.tif", np.full(GRID.shape.yx, 7, np.uint8))}
+    with pytest.raises(DataError, match="product b holds 7"):
+        fuse_files(wrong, tmp_path / "old", overwrite=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+    (tmp_path / "label.tif").write_bytes(town[1]["a"].read_bytes())
+    with pytest.raises(RequestError, match="holds label.tif, which is of no finished fusion: choose another folder"):
+        fuse_files({"a": tmp_path / "label.tif", "b": town[1]["b"]}, tmp_path)
+    assert (tmp_path / "label.tif").read_bytes() == town[1]["a"].read_bytes()
+
+
 def test_an_output_folder_that_cannot_be_made(town, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot write to"):
