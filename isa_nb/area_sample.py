@@ -105,12 +105,12 @@ def plot_blocks(table: gpd.GeoDataFrame,  # of `draw_blocks`
     from matplotlib.colors import ListedColormap
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), dpi=80, layout="constrained")
     box = geobox_of(labels).boundingbox
-    left.imshow(labels, cmap=ListedColormap(["#ffffff", *LAND_COVER_COLOURS.values()]), vmin=-0.5, vmax=len(LAND_COVER) + 0.5, extent=(box.left, box.right, box.bottom, box.top), interpolation="none")
+    left.imshow(labels, cmap=ListedColormap(["#ffffff", *(LAND_COVER_COLOURS[c] for c in LAND_COVER)]), vmin=-0.5, vmax=len(LAND_COVER) + 0.5, extent=(box.left, box.right, box.bottom, box.top), interpolation="none")
     table[table.drawn].boundary.plot(ax=left, color="#c51b7d", linewidth=1, aspect=None)
     left.set(title="drawn blocks", xticks=[], yticks=[])
     wide = shares.pivot(index="class", columns="region", values="kept").reindex([c for c in LAND_COVER.values() if c in set(shares["class"])])
     wide.plot.barh(ax=right, width=0.8, xlabel="drawn / labelled", ylabel="", title="share of the labels kept")
-    right.axvline(table.drawn.sum() / max((table.labelled > 0).sum(), 1), color="black", linewidth=0.8, linestyle=":")
+    right.axvline(shares["drawn"].sum() / max(shares["labelled"].sum(), 1), color="black", linewidth=0.8, linestyle=":")
     right.invert_yaxis()
     right.legend(title="region", fontsize=7)
     return fig
