@@ -433,7 +433,7 @@ def apply_windows(windows: Windows,  # products and OSM
 # %% ../nbs/reference/32_fuse_files.ipynb #8a5c7d45
 @contextlib.contextmanager
 def _folder(out: Path, overwrite: bool) -> Iterator[list[bool]]:
-    "Hold the output folder; what is in it stays until the new files are whole."
+    "Hold the output folder; what is in it stays until the last window is done."
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".fusion.lock", timeout=0)

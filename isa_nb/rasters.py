@@ -7,11 +7,13 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'LARGEST_BLOCK', 'MOST_BLOCKS', 'LARGEST_WHOLE',
-           'GDAL_TYPES', 'TOLERANCE', 'PATIENCE', 'check_resampling', 'Mosaic', 'look_at', 'open_raster', 'align']
+           'GDAL_TYPES', 'TOLERANCE', 'PATIENCE', 'check_resampling', 'patiently', 'Mosaic', 'look_at', 'open_raster',
+           'align']
 
 # %% ../nbs/reference/11b_rasters.ipynb #ed52e883
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,6 +203,17 @@ TOLERANCE = 1e-3  # pixels
 PATIENCE = (0.5, 2)  # seconds before a window that broke off on its way over a network is asked for again
 
 # %% ../nbs/reference/11b_rasters.ipynb #297af5b1
+def patiently(read: Callable[[], Any],  # reads pixels, opening its file anew
+              ) -> Any:  # what it gives
+    "Ask again for pixels that break off on their way over a network; the last RasterioError is passed on."
+    for wait in PATIENCE:
+        try:
+            return read()
+        except RasterioError:
+            time.sleep(wait)
+    return read()
+
+
 def _read(xml: str,  # a virtual raster
           geobox: GeoBox,  # the asked grid
           resampling: Resampling,  # of GDAL
@@ -208,16 +221,15 @@ def _read(xml: str,  # a virtual raster
           names: str,  # of the files, for messages
           ) -> np.ndarray:  # (band, y, x)
     "Read a window of a virtual raster on the asked grid; memory is the window plus GDAL's buffers."
-    for wait in (*(PATIENCE if "/vsicurl/" in xml else ()), None):
-        try:
-            with rasterio.open(xml) as src:
-                return _warp(src, geobox, resampling, nodata)
-        except RasterioError as e:
-            if wait is None:
-                far = "breaks off while it is read: check the network and try again; if it stays, the file on the server is damaged or truncated"
-                near = "is damaged or truncated, a part of it cannot be read: fetch it again"
-                raise DataError(f"{names} {far if '/vsicurl/' in xml else near}") from e
-            time.sleep(wait)
+    def read() -> np.ndarray:
+        with rasterio.open(xml) as src:
+            return _warp(src, geobox, resampling, nodata)
+    far = "/vsicurl/" in xml
+    try:
+        return patiently(read) if far else read()
+    except RasterioError as e:
+        what = "breaks off while it is read: check the network and try again; if it stays, the file on the server is damaged or truncated" if far else "is damaged or truncated, a part of it cannot be read: fetch it again"
+        raise DataError(f"{names} {what}") from e
 
 
 def _warp(src: rasterio.DatasetReader, geobox: GeoBox, resampling: Resampling, nodata: float | None) -> np.ndarray:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import operator
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ from .core import DataError, RequestError, raster, unknown
 from .downloads import ATTEMPTS, _remembered, _seconds, endpoint, offline, session
 from .drivers import CLASS_KINDS, Request
 from .files import bounds_in
-from .rasters import PATIENCE
+from .rasters import patiently
 from .remote import GDAL, Asset, asset, boxes, cached, need_network
 
 # %% ../nbs/reference/11g_stac_source.ipynb #1304883a
@@ -337,13 +336,7 @@ class _Patient(RioReader):
     "The reader of odc-stac, which asks again for what broke off on its way."
 
     def read(self, *args: Any, **options: Any) -> Any:
-        for wait in (*PATIENCE, None):
-            try:
-                return super().read(*args, **options)
-            except RasterioError:
-                if wait is None:
-                    raise
-                time.sleep(wait)
+        return patiently(lambda: RioReader.read(self, *args, **options))
 
 
 class _Tiffs(RioDriver):
