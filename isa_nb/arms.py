@@ -276,10 +276,10 @@ def feature_image(model: models.Model,  # its network has a `classifier`
     hook = model.net.classifier.register_forward_pre_hook(lambda layer, inputs: kept.append(inputs[0]))
     try:
         with torch.no_grad():
-            model.eval()(torch.from_numpy(image[None].astype(np.float32)))
+            model.eval()(torch.from_numpy(image[None].astype(np.float32)).to(next(model.parameters()).device))
     finally:
         hook.remove()
-    flat = kept[0][0, :, :image.shape[1], :image.shape[2]].flatten(1).T.float()
+    flat = kept[0][0, :, :image.shape[1], :image.shape[2]].flatten(1).T.float().cpu()
     flat = flat - flat.mean(0)
     axes = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)
     parts = (flat @ axes).numpy()

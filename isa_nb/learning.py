@@ -21,6 +21,7 @@ with warnings.catch_warnings():  # fastai uses a part of torch that torch is goi
     warnings.simplefilter("ignore", FutureWarning)
     import fastai.callback.schedule  # noqa: F401  Learner.fit_one_cycle
     from fastai.callback.progress import ProgressCallback
+    from fastai.callback.training import GradientClip
     from fastai.data.core import DataLoaders
     from fastai.learner import Callback, Learner, Metric, ValueMetric
     from fastai.optimizer import OptimWrapper
@@ -177,6 +178,7 @@ def learner(model: nn.Module,  # models.Model to be trained
             seed: int = 0,  # of order, views and dropout
             views: bool = True,  # turn and mirror the chips at random
             workers: int = 0,  # threads that prepare batches
+            clip: float | None = None,  # greatest norm of the gradient of a step; None: any
             how: Plan | None = None,  # None: `plan()`
             isa: int | Sequence[int] = IMPERVIOUS,  # label code or codes that are impervious
             progress: bool = False,  # show a progress bar and a table
@@ -194,6 +196,8 @@ def learner(model: nn.Module,  # models.Model to be trained
                     partial(_groups, wd=wd), [Repeatable(loaders[0], seed)], shown)
     if getattr(loss, "needs_features", False) or getattr(loss, "needs_images", False):
         learn.add_cb(Features())
+    if clip:
+        learn.add_cb(GradientClip(clip))
     if how.precision == "bf16":
         learn.add_cb(Autocast())
     if not progress:

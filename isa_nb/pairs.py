@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'FLAWS', 'nest', 'same_bands', 'blocks', 'Radiometry', 'radiometry', 'as_coarse', 'pair_shift', 'shift_text',
-           'flaws', 'flaw_text', 'Pair', 'cut', 'halves']
+           'flaws', 'flaw_text', 'Pair', 'Flawed', 'cut', 'halves']
 
 # %% ../nbs/reference/35d_pairs.ipynb #df753cbe
 from collections.abc import Sequence
@@ -196,6 +196,10 @@ class Pair(NamedTuple):
     label: np.ndarray  # (s * h, s * w) uint8 classes of the fine pixels; NODATA where none are known
 
 
+class Flawed(DataError):
+    "No window of an image is without a flaw."
+
+
 def cut(lr: xr.DataArray,  # (band, h, w) coarse image of `nest`
         hr: xr.DataArray,  # (band, s * h, s * w) fine image, of `as_coarse`
         label: xr.DataArray | None = None,  # (s * h, s * w) classes on the grid of the fine image
@@ -214,7 +218,7 @@ def cut(lr: xr.DataArray,  # (band, h, w) coarse image of `nest`
     bad = np.pad((flaw.values > 0).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     whole = np.argwhere(bad[side:, side:] - bad[:-side, side:] - bad[side:, :-side] + bad[:-side, :-side] == 0)
     if not len(whole):
-        raise DataError(f"no window of {side} x {side} px without a flaw ({flaw_text(flaw)}): ask for smaller pairs, or find a better image")
+        raise Flawed(f"no window of {side} x {side} px without a flaw ({flaw_text(flaw)}): ask for smaller pairs, or find a better image")
     places = whole[rng(seed, "pairs").integers(len(whole), size=4 * number)]
     detail = [-float(hr.values[:, r * k:(r + side) * k, c * k:(c + side) * k].std((1, 2)).mean()) for r, c in places[number:]]
     n = round(rich * number)

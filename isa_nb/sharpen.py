@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 with warnings.catch_warnings():  # fastai uses a part of torch that torch is going to drop
     warnings.simplefilter("ignore", FutureWarning)
     from fastai.callback.progress import ProgressCallback
+    from fastai.callback.training import GradientClip
     from fastai.data.core import DataLoaders
     from fastai.learner import Callback, Learner
     from fastai.optimizer import OptimWrapper
@@ -276,6 +277,7 @@ def fit(model: models.Model,  # of a generator, from models.build
         judge: int = 16,  # features of the judge at full resolution; 64 in Real-ESRGAN
         begin: float = 0.5,  # share of the training after which looks and judge count
         decay: float = 0.999,  # of the averaged weights
+        clip: float | None = None,  # see training.fit
         full: float = 10_000,  # greatest value of the imagery, for PSNR
         seed: int | None = None,  # of order and views; None: the model's
         device: str = "auto",  # see learning.plan
@@ -291,13 +293,13 @@ def fit(model: models.Model,  # of a generator, from models.build
         raise RequestError(f"epochs={epochs}, steps={steps}, batch={batch}, lr={lr}, {len(train)} and {len(valid)} pairs: give at least one of each, and a learning rate above 0")
     out, seed, how = Path(out).resolve(), model.spec.seed if seed is None else seed, plan(device, precision, threads=threads)
     each = max(1, steps // epochs)
-    request = {"format": 1, "spec": json.loads(model.spec.model_dump_json(exclude={"training"})), "epochs": epochs, "steps per epoch": each, "batch": batch, "lr": lr, "judge": judge, "begin": begin, "decay": decay,
+    request = {"format": 1, "spec": json.loads(model.spec.model_dump_json(exclude={"training"})), "epochs": epochs, "steps per epoch": each, "batch": batch, "lr": lr, "judge": judge, "begin": begin, "decay": decay, "clip": clip,
                "loss": loss.settings() if loss else "likeness", "pairs": [len(train), len(valid), float(np.sum([p.fine.sum(dtype=np.float64) for p in train]))], "seed": seed}
     if (out / RECORD).exists():
         if json.loads((out / RECORD).read_text(encoding="utf-8"))["request"] != request:
             raise RequestError(f"{out} holds another training: name another folder")
         return Sharpened(models.load(out, how.device), pd.read_csv(out / HISTORY), out)
-    learn, diary = _learner(model, train, valid, loss, judge, begin, decay, full, each, batch, lr, seed, how, progress)
+    learn, diary = _learner(model, train, valid, loss, judge, begin, decay, clip, full, each, batch, lr, seed, how, progress)
     keeper = Resumable(out / CHECKPOINT, request, diary, checkpoint)
     before = torch.get_num_threads()
     torch.set_num_threads(how.threads)
@@ -310,7 +312,7 @@ def fit(model: models.Model,  # of a generator, from models.build
     return _finish(model, diary, request, out, how, card)
 
 # %% ../nbs/reference/44a_sharpen.ipynb #65982f5d
-def _learner(model: models.Model, train: Sequence[Pair], valid: Sequence[Pair], loss: SuperResolutionLoss | None, judge: int, begin: float, decay: float, full: float,
+def _learner(model: models.Model, train: Sequence[Pair], valid: Sequence[Pair], loss: SuperResolutionLoss | None, judge: int, begin: float, decay: float, clip: float | None, full: float,
              each: int, batch: int, lr: float, seed: int, how: Plan, progress: bool) -> tuple[Learner, Diary]:
     "A fastai Learner for pairs, and its diary."
     place = torch.device(how.device)
@@ -324,7 +326,7 @@ def _learner(model: models.Model, train: Sequence[Pair], valid: Sequence[Pair], 
     contest = Contest(rival, begin if loss else 2.0)
     diary = Diary(contest, full)
     counted = PairLoss(loss or SuperResolutionLoss(perceptual=0, adversarial=0), model).to(place)
-    cbs = [Repeatable(loaders[0], seed), contest, Averaged(decay), diary] + [Autocast()] * (how.precision == "bf16")
+    cbs = [Repeatable(loaders[0], seed), contest, Averaged(decay), diary] + [Autocast()] * (how.precision == "bf16") + ([GradientClip(clip)] if clip else [])
     learn = Learner(dls, model, counted, partial(OptimWrapper, opt=torch.optim.AdamW), lr, partial(_groups, wd=0.0), cbs, moms=(0.9, 0.9, 0.9))
     if not progress:
         learn.remove_cb(ProgressCallback)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BASE', 'JOINT', 'CEILING', 'DEAL', 'SHARES', 'SCORES', 'SOURCE', 'PUBLISHED', 'WANTED', 'Arm', 'arms', 'squares',
-           'common', 'Example', 'examples', 'describe', 'train', 'budget', 'unfinished', 'too_short', 'draw',
-           'from_shares', 'values', 'judge', 'outlines', 'beside_published']
+           'common', 'Example', 'examples', 'cut_places', 'describe', 'train', 'budget', 'unfinished', 'too_short',
+           'draw', 'from_shares', 'values', 'judge', 'outlines', 'beside_published']
 
 # %% ../nbs/reference/47a_sr_arms.ipynb #9f6cb755
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from . import models, sharpen
+from . import models, pairs, sharpen
 from .bootstrap import bootstrap
 from .boundary import DISTANCES, boundary_bootstrap, boundary_counts
 from .cards import Spec
@@ -28,7 +29,7 @@ from .jointseg import JointLoss
 from .losses import SegmentationLoss
 from .mapping import map_array
 from .metrics import class_scores
-from .pairs import Pair, Radiometry
+from .pairs import Flawed, Pair, Radiometry
 from .superres import SuperResolutionLoss, bilinear, block_mean
 from .training import Fitted, fit
 
@@ -111,6 +112,21 @@ def examples(given: Sequence[Pair],  # of pairs.cut
     return [Chip(p.fine if arm.fine else p.image, p.label, s) for p, s in zip(given, sure, strict=True)]
 
 
+def cut_places(places: Sequence[Mapping[str, xr.DataArray]],  # image, target, truth and flaw of every place
+               side: int,  # of a pair, coarse pixels
+               number: int,  # pairs in all, about
+               seed: int = 0,  # of the draws
+               ) -> tuple[list[Pair], int]:  # pairs, as many of each place; places passed over, since no window of them is without a flaw
+    "Pairs of several places."
+    found, each = [], -(-number // max(1, len(places)))
+    for i, p in enumerate(places):
+        with contextlib.suppress(Flawed):
+            found.append(pairs.cut(p["image"], p["target"], p["truth"], side, each, p["flaw"], seed=seed + i))
+    if not found:
+        raise DataError(f"none of the {len(places)} places has a window of {side} x {side} px without a flaw: ask for smaller pairs, or find better images")
+    return [pair for some in found for pair in some], len(places) - len(found)
+
+
 def describe(given: Sequence[Pair],  # training pairs
              bands: Sequence[str],  # names, in order
              fine: bool = False,  # of the fine images
@@ -150,7 +166,7 @@ def _first(arm: Arm, spec: Spec, given: tuple[Sequence[Pair], Sequence[Pair]], o
     own = {k: v for k, v in arm.arguments.items() if k in ("features", "blocks", "growth", "second", "consistent")}
     plain = spec.model_copy(update={"architecture": "ProgressiveGenerator", "arguments": own, "bands": spec.bands[:bands], "classes": [], "ignore": [], "mean": spec.mean[:bands], "std": spec.std[:bands]})
     cut = tuple([p._replace(image=p.image[:bands], fine=p.fine[:bands]) for p in g] for g in given)
-    same = {k: how[k] for k in ("epochs", "steps", "batch", "lr", "precision", "threads", "device") if k in how}
+    same = {k: how[k] for k in ("epochs", "steps", "batch", "lr", "precision", "threads", "device", "clip") if k in how}
     return sharpen.fit(models.build(plain), cut, out, loss=image, **same).model
 
 

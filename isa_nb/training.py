@@ -310,6 +310,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
         workers: int | None = None,  # threads that prepare batches; None: none on the processor for chips in memory, else up to 8
         memory: float = 0.4,  # chips are kept in memory if they take no more than this share of what is free
         checkpoint: float = 60.0,  # least seconds between two checkpoints
+        clip: float | None = None,  # greatest norm of the gradient of a step, so that one odd batch cannot throw the weights off; None: any
         resume: bool = True,  # go on with, or return, what the folder holds of this training; False: start anew
         progress: bool = False,  # show a progress bar and a table
         card: Mapping[str, str] | None = None,  # sections of the model card to add or replace
@@ -325,7 +326,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
     loss = loss or SegmentationLoss(ignore=model.spec.ignore, first=model.spec.first)
     rounds, each = _steps(len(train), batch, epochs, steps)
     request = json.loads(json.dumps({"format": 1, "epochs": rounds, "steps per epoch": each, "batch": batch, "lr": lr, "wd": wd, "seed": seed, "views": views, "isa": isa,
-                                     "patience": patience, "monitor": monitor, "loss": loss.settings() if hasattr(loss, "settings") else type(loss).__name__, "train": _fingerprint(train),
+                                     "patience": patience, "monitor": monitor, "clip": clip, "loss": loss.settings() if hasattr(loss, "settings") else type(loss).__name__, "train": _fingerprint(train),
                                      "valid": _fingerprint(valid), "weights": _hash(v.cpu().numpy() for v in model.state_dict().values())}))
     if resume and (found := _finished(out, request, model)):
         return found
@@ -334,7 +335,7 @@ def fit(model: models.Model,  # as models.build made it, or trained before
         for name in (CHECKPOINT, RECORD, HISTORY):
             (out / name).unlink(missing_ok=True)
     ahead = workers if workers is not None else 0 if how.device == "cpu" and isinstance(train, list) else min(8, os.cpu_count() or 1)
-    learn = learner(model, train, valid, loss=loss, batch=batch, steps=each, lr=lr, wd=wd, seed=seed, views=views, workers=ahead, how=how, isa=isa, progress=progress)
+    learn = learner(model, train, valid, loss=loss, batch=batch, steps=each, lr=lr, wd=wd, seed=seed, views=views, workers=ahead, clip=clip, how=how, isa=isa, progress=progress)
     keeper = Keeper(out, request, monitor, patience, checkpoint)
     if (out / CHECKPOINT).exists():
         keeper.restore(learn, out / CHECKPOINT)
