@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import threading
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -265,12 +267,49 @@ def tiff(value: Any, bounds: tuple[float, float, float, float] = (113, 29, 117, 
         return memory.read()
 
 
+def vint(n: int) -> bytes:
+    "A number as RAR 5 writes it: seven bits a byte, the lowest first."
+    return bytes([n & 127 | 128]) + vint(n >> 7) if n > 127 else bytes([n])
+
+
+def rar_block(kind: int, fields: bytes, extra: bytes = b"", data: bytes = b"", flags: int = 0) -> bytes:
+    "A header of RAR 5 with its checksum and what follows it (https://www.rarlab.com/technote.htm)."
+    flags |= (1 if extra else 0) | (2 if data else 0)
+    body = vint(kind) + vint(flags) + (vint(len(extra)) if extra else b"") + (vint(len(data)) if data else b"") + fields + extra
+    body = vint(len(body)) + body
+    return struct.pack("<I", zlib.crc32(body)) + body + data
+
+
+def rar_file(name: str, data: bytes = b"", size: int | None = None, extra: bytes = b"", dictionary: int = 0, flags: int = 0, about: int = 4) -> bytes:
+    "A file stored in a RAR 5 archive; `size` is what it claims to be, `dictionary` its memory as a power of two over 128 KiB, `flags` and `about` the bits of its header and of the file."
+    told = name.encode()
+    fields = vint(about) + vint(len(data) if size is None else size) + vint(0o100644) + struct.pack("<I", zlib.crc32(data)) + vint(dictionary << 10) + vint(1) + vint(len(told)) + told
+    return rar_block(2, fields, extra, data, flags)
+
+
+def rar_link(name: str, target: str) -> bytes:
+    "A symbolic link in a RAR 5 archive."
+    record = vint(5) + vint(1) + vint(0) + vint(len(target)) + target.encode()
+    return rar_file(name, extra=vint(len(record)) + record)
+
+
+def rarred(*entries: bytes, **members: bytes) -> bytes:
+    "A RAR 5 archive, stored: of entries, or of members with names as in `unspelt`."
+    entries += tuple(rar_file(unspelt(k), v) for k, v in members.items())
+    return b"Rar!\x1a\x07\x01\x00" + rar_block(1, vint(0)) + b"".join(entries) + rar_block(5, vint(0))
+
+
+def unspelt(name: str) -> str:
+    "A name as an argument, where __ stands for / and _DOT_ for a point."
+    return name.replace("_DOT_", ".").replace("__", "/")
+
+
 def zipped(**members: bytes) -> bytes:
-    "A zip of files; __ in a name stands for /, and _DOT_ for a point."
+    "A zip of files with names as in `unspelt`."
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
         for name, data in members.items():
-            z.writestr(name.replace("_DOT_", ".").replace("__", "/"), data)
+            z.writestr(unspelt(name), data)
     return out.getvalue()
 
 

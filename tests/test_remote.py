@@ -1,14 +1,17 @@
 "Remote sources over real connections to this machine: every kind of access, every fault, and the same against the real services (pytest -m live)."
+import base64
+import contextlib
 import gzip
 import hashlib
 import json
 import shutil
 import struct
+import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -16,10 +19,10 @@ import pytest
 import rasterio
 import requests
 from affine import Affine
-from servers import PEERS, Answer, Scripted, cog, http_date, tiff, zipped
+from servers import PEERS, Answer, Scripted, cog, http_date, rar_file, rar_link, rarred, tiff, zipped
 from shapely.geometry import LineString, box, mapping
 
-from isa_nb import remote
+from isa_nb import archives, remote
 from isa_nb.archives import unpack
 from isa_nb.catalog import Catalog
 from isa_nb.core import DataError, RequestError, square_geobox
@@ -340,19 +343,107 @@ def test_cut_zip(tmp_path):
         unpack(tmp_path / "a.zip")
 
 
-def test_other_archives(tmp_path, monkeypatch):
-    "A .rar needs a program of the system; one that is there is used, none is said."
-    (tmp_path / "a.rar").write_bytes(zipped(in__b_DOT_shp=b"s", in__b_DOT_dbf=b"d"))
-    monkeypatch.setattr("isa_nb.archives.shutil.which", lambda name: None)
-    with pytest.raises(RequestError, match="no program here unpacks it: install bsdtar .* or unpack it by hand into .*a.rar.d") as e:
-        unpack(tmp_path / "a.rar", ("*.shp",))
+# Archives that WinRAR made, two files of 2,048 bytes each: out of the tests of rarfile 4.5 (https://github.com/markokr/rarfile, ISC licence, (c) Marko Kreen).
+MADE_BY_RAR = {"rar3-solid": "UmFyIRoHADvQcwgADQAAAAAAAAArNHSAkCwAXAAAAAAIAAADoua3xbBmzD4dMwoApIEAAHN0ZXN0MS50eHQAwBEMzP6MnrD+MYGrrLG7QHeoCmTWSzeDwQe8AeCFku77th0ACCAACIjpeAzSDAdhOkF4S7Nun1IK2sonQLrnC2SKYnH7uACRnlAv2FX/+sZY6+vE14h+VJaHH03s2RZ0kJAsAA4AAAAACAAAA6Lmt8WwZsw+HTMKAKSBAABzdGVzdDIudHh0AMCxIACIB+vyCmn6/JTe0MQ9ewBABwA=",
+               "rar5-solid": "UmFyIRoHAQAJ78hvCwEFBwQGAQGAgIAA3vVwchwCAroABIAQtoMCoua3xYAbAQpzdGVzdDEudHh0waw3REQj+iP2l/1iU1G+TJGBQQKMwQN5XL9Ho6otoDaT3aBYAEACANRQBHb2xH8y6p8ypcTM14PfABDoLYkcAgKNAASAELaDAqLmt8XAGwEKc3Rlc3QyLnR4dEUVCmABAAgD37f79vwdd1ZRAwUEAA=="}
+
+
+@pytest.mark.parametrize("name", MADE_BY_RAR)
+def test_rar(tmp_path, name):
+    "What WinRAR packed comes out, of the older and of the newer kind, solid; what is there is not unpacked again; a folder's name may be in any script."
+    (folder := tmp_path / "Ünter 武汉").mkdir()
+    (folder / "a.rar").write_bytes(base64.b64decode(MADE_BY_RAR[name]))
+    one, = unpack(folder / "a.rar", ("*2.TXT",))
+    assert one == folder / "a.rar.d/stest2.txt" and len(one.read_bytes()) == 2048
+    stamp = one.stat().st_mtime_ns
+    both = unpack(folder / "a.rar")
+    assert [p.name for p in both] == ["stest1.txt", "stest2.txt"] and one.stat().st_mtime_ns == stamp
+    with pytest.raises(RequestError, match="a.rar holds no [*].tif: it holds stest1.txt, stest2.txt") as e:
+        unpack(folder / "a.rar", ("*.tif",))
     assert line(e)
-    program = tmp_path / "bsdtar"
-    program.write_text('#!/bin/sh\nexec python3 -m zipfile -e "$3" "$5"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("isa_nb.archives.shutil.which", lambda name: str(program) if name == "bsdtar" else None)
-    assert [p.name for p in unpack(tmp_path / "a.rar", ("*.shp",))] == ["b.shp"] and (tmp_path / "a.rar.d/in/b.dbf").exists()
+
+
+def test_rar_of_files_like_those_of_the_deposits(tmp_path):
+    big = np.random.default_rng(0).bytes(3_000_000)  # more than one piece
+    (tmp_path / "a.rar").write_bytes(rarred(in__b_DOT_shp=b"s", in__b_DOT_dbf=b"d", in__c_DOT_tif=big, in__leer_DOT_tif=b""))
+    assert [p.name for p in unpack(tmp_path / "a.rar", ("*.shp",))] == ["b.shp"] and (tmp_path / "a.rar.d/in/b.dbf").read_bytes() == b"d"
+    c, empty = unpack(tmp_path / "a.rar", ("*.tif",))
+    assert c.read_bytes() == big and empty.read_bytes() == b""
+
+
+HOSTILE = {  # a .rar, and the line that is said of it
+    **{f"name {n}": (rarred(rar_file("good.tif", b"x"), rar_file(n, b"x")), "names a file outside its folder") for n in ("../a.tif", "/etc/a.tif", "a/../../a.tif", "C:/a.tif")},
+    "link": (rarred(rar_link("a.tif", "/etc/passwd")), "a.tif is a link: it is not unpacked"),
+    "bomb": (rarred(rar_file("a.tif", b"x", size=2**40)), "would swell from .* this is no honest archive"),
+    "no size": (rarred(rar_file("a.tif", b"x", about=12)), "would swell from .* this is no honest archive"),
+    "volume": (rarred(rar_file("a.tif", b"x", flags=16)), "goes on in another volume"),
+    "dictionary": (rarred(rar_file("a.tif", b"x", dictionary=14)), "asks for more than 1 GiB of memory"),
+    "longer than it says": (rarred(rar_file("a.tif", bytes(5000), size=50)), "is not a whole rar file"),
+    "shorter than it says": (rarred(rar_file("a.tif", bytes(50), size=5000)), "is not a whole rar file"),
+    "other data": (rarred(rar_file("a.tif", b"abcdefgh")).replace(b"abcdefgh", b"abcdefgx"), "is not a whole rar file .its data are damaged"),
+    "cut": (rarred(a_DOT_tif=DATA)[:-5000], "is not a whole rar file"),
+    "cut in a header": (rarred(a_DOT_tif=b"x", b_DOT_tif=b"y").partition(b"b.tif")[0], "is not a whole rar file"),
+    "no rar": (zipped(a_DOT_tif=b"x"), "is not a whole rar file .it is no RAR archive"),
+    "empty": (b"", "is not a whole rar file"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_rar(tmp_path, capfd, case):
+    data, text = HOSTILE[case]
+    (tmp_path / "a.rar").write_bytes(data)
+    with pytest.raises(DataError, match=text) as e:
+        unpack(tmp_path / "a.rar", ("*.tif",))
+    assert line(e) and sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["a.rar", "a.rar.lock"] and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("pack", [zipped, rarred])
+def test_archive_of_too_many_files(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr("isa_nb.archives.MEMBERS", 2)
+    path = tmp_path / ("a.zip" if pack is zipped else "a.rar")
+    path.write_bytes(pack(a=b"1", b=b"2", c=b"3", d=b"4"))
+    with pytest.raises(DataError, match="holds more than 2 files: this is no honest archive") as e:
+        unpack(path)
+    assert line(e)
+
+
+def test_rar_is_left_at_once(tmp_path, monkeypatch):
+    "Ctrl-C, or a full disk, while a piece is taken: nothing is left behind, and the next call is as the first."
+    (tmp_path / "a.rar").write_bytes(rarred(a_DOT_tif=DATA))
+    real, pieces = archives._whole, []
+
+    @contextlib.contextmanager
+    def interrupted(*args):
+        with real(*args):
+            def add(piece):
+                pieces.append(piece)
+                raise KeyboardInterrupt
+            yield add
+    monkeypatch.setattr(archives, "_whole", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(tmp_path / "a.rar")
+    assert len(pieces) == 1 and not list((tmp_path / "a.rar.d").iterdir())
+    monkeypatch.setattr(archives, "_whole", real)
+    assert unpack(tmp_path / "a.rar")[0].read_bytes() == DATA
+
+
+def test_rar_by_several_threads(tmp_path):
+    for n in range(6):
+        (tmp_path / f"{n}.rar").write_bytes(rarred(a_DOT_tif=bytes([n]) * 10**6))
+    with ThreadPoolExecutor(6) as pool:
+        got = list(pool.map(lambda n: unpack(tmp_path / f"{n}.rar")[0].read_bytes(), range(6)))
+    assert got == [bytes([n]) * 10**6 for n in range(6)]
+
+
+def test_no_unpacker(tmp_path, monkeypatch):
+    (tmp_path / "a.rar").write_bytes(rarred(a_DOT_tif=b"x"))
+    monkeypatch.setitem(sys.modules, "unrar.cffi", None)
+    with pytest.raises(RequestError, match="cannot be unpacked on this machine, for which the package unrar2-cffi has no wheel: unpack it on another one") as e:
+        unpack(tmp_path / "a.rar")
+    assert line(e)
+    with pytest.raises(RequestError, match="a.7z is neither a .zip nor a .rar: unpack it by hand") as e:
+        unpack(tmp_path / "a.7z")
+    assert line(e)
 
 
 # ---- rasters that are not what they say
@@ -631,21 +722,19 @@ def test_every_source_is_tested_or_says_why_not():
 
 @pytest.mark.parametrize("name", ["gisd30", "isa_1", "glc_validation"])
 def test_rar_deposits(name, server, tmp_path, monkeypatch):
-    "The archive is fetched and checked; unpacked by hand where no program does it, its files are found."
-    monkeypatch.setattr("isa_nb.archives.shutil.which", lambda name: None)
+    "The archive is fetched, checked and unpacked, without a network the second time."
     archive = {"gisd30": "GISD30_1985-2020_E95_E120.rar", "isa_1": "ISA-1-Some-examples.rar", "glc_validation": "GLC_ValidationSampleSet_v1.rar"}[name]
-    made = figshare("28490204/versions/2", archive, b"Rar!") if name == "isa_1" else zenodo(CAT.source(name).access.options.record, (archive, b"Rar!"))
-    serve(server, monkeypatch, "https://zenodo.org https://api.figshare.com https://ndownloader.figshare.com", made)
-    with pytest.raises(RequestError, match="no program here unpacks it") as e:
-        CAT.open(name, WUHAN)
-    folder = Path(line(e).rsplit(" ", 1)[-1])
-    folder.mkdir()
     if name == "glc_validation":
-        gpd.GeoDataFrame({"sample_lab": [190, 10]}, geometry=gpd.points_from_xy([114.31, 0], [30.6, 0]), crs="EPSG:4326").to_file(folder / "p.shp")
-        assert list(CAT.open(name, WUHAN)["sample_lab"]) == [190]
+        gpd.GeoDataFrame({"sample_lab": [190, 10]}, geometry=gpd.points_from_xy([114.31, 0], [30.6, 0]), crs="EPSG:4326").to_file(tmp_path / "p.shp")
+        packed = rarred(*(rar_file(f"points/{p.name}", p.read_bytes()) for p in tmp_path.glob("p.*")))
     else:
-        (folder / {"gisd30": "GISD30_1985-2020_E110N35.tif", "isa_1": "Wuhan.tif"}[name]).write_bytes(tiff(1))
-        assert (CAT.open(name, WUHAN).values == 1).all()
+        packed = rarred(rar_file({"gisd30": "GISD30_1985-2020_E110N35.tif", "isa_1": "cities/Wuhan.tif"}[name], tiff(1)))
+    made = figshare("28490204/versions/2", archive, packed) if name == "isa_1" else zenodo(CAT.source(name).access.options.record, (archive, packed))
+    serve(server, monkeypatch, "https://zenodo.org https://api.figshare.com https://ndownloader.figshare.com", made)
+    for _ in range(2):
+        got = CAT.open(name, WUHAN)
+        assert list(got["sample_lab"]) == [190] if name == "glc_validation" else (got.values == 1).all()
+        monkeypatch.setenv("ISA_OFFLINE", "1")
 
 
 def test_years(server, tmp_path, monkeypatch):
