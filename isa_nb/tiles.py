@@ -70,7 +70,8 @@ def utm_tiles(places: Iterable[Box],  # bounding boxes
     for west, south, east, north in places:
         for j in range(math.floor(south / rows), max(math.ceil(north / rows), math.floor(south / rows) + 1)):
             far = max(-j - 1, j) * rows >= 60
-            zones = range(math.floor((west + 180) / 6) + 1 - far, max(math.ceil((east + 180) / 6), math.floor((west + 180) / 6) + 1) + 1 + far)
+            first, last = math.floor((west + 180) / 6), max(math.ceil((east + 180) / 6) - 1, math.floor((west + 180) / 6))
+            zones = range(first // 2 * 2 + 1, last // 2 * 2 + 3) if far else range(first + 1, last + 2)
             lats = [("N", j)] if j >= 0 else [("S", -j), ("S", -j - 1)]
             found |= {((z - 1) % 60 + 1, ns, int(k * rows)) for z in zones for ns, k in lats}
     return [{"zone": z, "ns": ns, "alat": lat} for z, ns, lat in sorted(found)]
