@@ -206,11 +206,14 @@ def fetch_command(
         from isa_nb.asked import area_of
         from isa_nb.catalog import Catalog
         from isa_nb.fetch_plan import check_size, plan
-        from isa_nb.fetched import execute
+        from isa_nb.fetched import check_limits, execute, left_in
+        check_limits(max_size, workers)
         wanted, cat = _whole_years(years), Catalog.load(overlay=catalog)
         area = area_of(cat, place, bbox, size, name)
-        made = plan(cat, area, _names(products), wanted)
         out = out or Path("places") / area.name
+        if not dry_run:
+            left_in(out, area)
+        made = plan(cat, area, _names(products), wanted)
         print(_plan_text(made), flush=True)
         if dry_run:
             problems = {i.key: i.problem for i in made.items if i.problem}

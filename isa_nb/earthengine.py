@@ -36,6 +36,7 @@ from .core import DataError, RequestError, raster
 from .downloads import _remembered, _seconds, endpoint, kept_session, need_network, said_clearly
 from .drivers import Request, align
 from .files import native_grid
+from .meter import came, on_budget
 from .remote import Asset, asset, boxes
 from .stac_source import WORKERS, period
 
@@ -207,7 +208,10 @@ def pixels(api: str,  # address of the service
            ) -> np.ndarray:  # (y, x); zero where the scene holds nothing
     "A window of a band."
     body = {"fileFormat": "NPY", "bandIds": [band], "grid": _grid_said(grid)}
-    data = _asked(f"{api}/{scene.name}:getPixels", name, 8 * grid.shape.x * grid.shape.y + 4096, body=body)
+    most = 8 * grid.shape.x * grid.shape.y + 4096
+    with on_budget(lambda: most):
+        data = _asked(f"{api}/{scene.name}:getPixels", name, most, body=body)
+        came(len(data))
     f = BytesIO(data)
     try:
         if np.lib.format.read_magic(f) != (1, 0):

@@ -189,8 +189,6 @@ def check_size(plan: Plan,  # to be fetched
                limit: float,  # GB
                ) -> None:
     "Refuse a plan that is larger than allowed."
-    if limit <= 0:
-        raise RequestError(f"--max-size {limit:g}: give a size in GB above 0")
     if plan.size > limit * 1e9:
         most = max(plan.items, key=lambda i: i.size)
         raise RequestError(f"this is about {size_text(plan.size)}, more than the {limit:g} GB allowed, most of it {most.source} ({size_text(most.size)}): "

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['CLASS_KINDS', 'CLASS_RESAMPLING', 'CONTINUOUS_RESAMPLING', 'LARGEST_BLOCK', 'MOST_BLOCKS', 'LARGEST_WHOLE',
-           'GDAL_TYPES', 'TOLERANCE', 'PATIENCE', 'check_resampling', 'patiently', 'Mosaic', 'look_at', 'open_raster',
-           'align']
+           'GDAL_TYPES', 'SWOLLEN', 'ROUNDED', 'AROUND', 'TOLERANCE', 'PATIENCE', 'check_resampling', 'Layout',
+           'layout_of', 'patiently', 'Mosaic', 'look_at', 'open_raster', 'align']
 
 # %% ../nbs/reference/11b_rasters.ipynb #ed52e883
 import os
@@ -35,6 +35,7 @@ from shapely.geometry import box
 
 from .core import DataError, RequestError, geobox_of, raster, same_grid
 from .files import Address, bounds_in, check_overlap, check_place, crs_of, files, short
+from .meter import on_budget
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,6 +72,7 @@ class _Tile:
     crs: ProjCRS
     transform: Affine
     block: tuple[int, int]  # rows, columns
+    far: Layout | None = None  # of a file on a network
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:  # left, bottom, right, top in units of crs
@@ -82,8 +84,9 @@ def _tile(path: Path | Address, crs: str | None, nodata: float | str | None, ove
     try:
         with rasterio.open(path, driver="GTiff" if isinstance(path, Address) else None) as src:
             _whole(src, path)
-            tile = _Tile(path, src.width, src.height, src.count, src.dtypes[0], _nodata(src, nodata, path), crs_of(src.crs, crs, override, src.bounds, path),
-                         src.transform, src.block_shapes[0])
+            here = crs_of(src.crs, crs, override, src.bounds, path)
+            tile = _Tile(path, src.width, src.height, src.count, src.dtypes[0], _nodata(src, nodata, path), here, src.transform, src.block_shapes[0],
+                         layout_of(src, here) if isinstance(path, Address) else None)
     except RasterioError as e:
         raise DataError(f"{path} cannot be read as a raster ({short(e, path)}): give a GeoTIFF, VRT or EHdr .bil that is whole") from e
     if tile.transform == Affine.identity():
@@ -198,6 +201,42 @@ def _check_alike(tiles: list[_Tile]) -> None:
         if (t.dtype, t.count) != (first.dtype, first.count):
             raise DataError(f"{first.path.name} ({first.dtype}, {first.count} bands) and {t.path.name} ({t.dtype}, {t.count} bands) are not tiles of one product: give tiles of one kind")
 
+# %% ../nbs/reference/11b_rasters.ipynb #8345054b
+SWOLLEN = {"lzw": 1.5}  # size of a packed block against an unpacked one, at most; of other compressions 1.05
+ROUNDED = 2**15  # bytes that a block costs more, because requests are rounded
+AROUND = 2**21  # bytes of headers, and of what GDAL reads ahead
+
+# %% ../nbs/reference/11b_rasters.ipynb #94d6bdeb
+@dataclass(frozen=True)
+class Layout:
+    "Where the pixels of a file lie, and in which blocks."
+    crs: ProjCRS
+    transform: Affine
+    shape: tuple[int, int]  # rows, columns
+    block: tuple[int, int]  # rows, columns
+    pixel: float  # bytes, packed as badly as can be, of all bands and their mask
+
+    def most(self, geobox: GeoBox,  # the asked grid, in any CRS
+             ) -> int:  # bytes
+        "What reading the file on a grid brings over a network at most."
+        left, bottom, right, top = bounds_in(geobox, self.crs)
+        x, y = zip(*(~self.transform * p for p in ((left, top), (right, top), (left, bottom), (right, bottom))), strict=True)
+        reach = 4 + 4 * max((max(x) - min(x)) / geobox.shape.x, (max(y) - min(y)) / geobox.shape.y)  # pixels that an interpolation uses beyond the edge
+        count, whole = 1, 1
+        for v, size, step in ((y, self.shape[0], self.block[0]), (x, self.shape[1], self.block[1])):
+            first, last = (min(max(e, 0), size) for e in (min(v) - reach, max(v) + reach))
+            count *= max(int(-(-last // step)) - int(first // step), 0)
+            whole *= -(-size // step)
+        return int(count * (self.block[0] * self.block[1] * self.pixel + ROUNDED) + AROUND + 16 * whole)
+
+
+def layout_of(src: rasterio.DatasetReader,
+              crs: ProjCRS,  # of the file
+              ) -> Layout:
+    "The layout of an open file."
+    pixel = sum(np.dtype(t).itemsize for t in src.dtypes) + 1 / 8
+    return Layout(crs, src.transform, src.shape, src.block_shapes[0], pixel * SWOLLEN.get(src.profile.get("compress", ""), 1.05))
+
 # %% ../nbs/reference/11b_rasters.ipynb #3c989891
 TOLERANCE = 1e-3  # pixels
 PATIENCE = (0.5, 2)  # seconds before a window that broke off on its way over a network is asked for again
@@ -219,10 +258,11 @@ def _read(xml: str,  # a virtual raster
           resampling: Resampling,  # of GDAL
           nodata: float | None,  # of the virtual raster, or what to fill with
           names: str,  # of the files, for messages
+          most: int,  # bytes that it brings over a network
           ) -> np.ndarray:  # (band, y, x)
     "Read a window of a virtual raster on the asked grid; memory is the window plus GDAL's buffers."
     def read() -> np.ndarray:
-        with rasterio.open(xml) as src:
+        with on_budget(lambda: most), rasterio.open(xml) as src:
             return _warp(src, geobox, resampling, nodata)
     far = "/vsicurl/" in xml
     try:
@@ -270,7 +310,7 @@ class Mosaic:
     "Files that were looked at, fit each other and can be read on a grid."
     name: str  # for messages
     geobox: GeoBox  # the grid on which they are read
-    parts: tuple[tuple[str, float | None, str], ...]  # virtual raster (XML), its nodata, the names of its files; the first lies on top
+    parts: tuple[tuple[str, float | None, str, int], ...]  # virtual raster (XML), its nodata, the names of its files, bytes that it brings over a network at most; the first lies on top
     paths: tuple[Path, ...]  # the files that touch the grid
     dtype: str  # of the files
     bands: tuple[int, ...]  # that are read, from 1
@@ -301,7 +341,7 @@ def look_at(path: str | Path | list[str | Path],  # a file, a pattern, or a list
     near = _touching(tiles, geobox, name)
     mode = ("average" if _ratio(near[0], geobox) > 1 else "bilinear") if resampling == "auto" else resampling
     value = _fill_value(near, geobox, fill, name)
-    parts = tuple((_vrt(g, bands), g[0].nodata if g[0].nodata is not None else value, ", ".join(i.path.name for i in g[:3])) for g in _groups(near))
+    parts = tuple((_vrt(g, bands), g[0].nodata if g[0].nodata is not None else value, ", ".join(i.path.name for i in g[:3]), sum(i.far.most(geobox) for i in g if i.far)) for g in _groups(near))
     return Mosaic(name, geobox, parts, tuple(t.path for t in near), tiles[0].dtype, tuple(bands), mode, value)
 
 # %% ../nbs/reference/11b_rasters.ipynb #8e4fdfa8
@@ -313,8 +353,8 @@ def open_raster(path: str | Path | list[str | Path],  # a file, a pattern, or a 
     "Read a raster, or a mosaic of tiles, on the asked grid; DataError if the files cannot be used."
     m = look_at(path, geobox, resampling, **options)
     out: np.ndarray | None = None
-    for xml, nodata, names in m.parts:
-        got = _read(xml, m.geobox, Resampling[m.resampling], nodata, names)
+    for xml, nodata, names, most in m.parts:
+        got = _read(xml, m.geobox, Resampling[m.resampling], nodata, names, most)
         out = got if out is None else np.where(_equals(out, m.nodata), got, out)
     return raster(out[0] if len(m.bands) == 1 else out, m.geobox, m.name, nodata=m.nodata)
 

@@ -30,7 +30,7 @@ import shapely
 import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.loader._rio import LocalContext, RioDriver, RioReader
-from odc.loader.types import RasterSource
+from odc.loader.types import RasterLoadParams, RasterSource
 from planetary_computer.sas import BLOB_STORAGE_DOMAIN, get_token
 from planetary_computer.settings import Settings
 from planetary_computer.utils import parse_blob_url
@@ -46,7 +46,8 @@ from .core import DataError, RequestError, raster, unknown
 from .downloads import ATTEMPTS, _remembered, _seconds, endpoint, offline, session
 from .drivers import CLASS_KINDS, Request
 from .files import bounds_in
-from .rasters import patiently
+from .meter import on_budget
+from .rasters import Layout, layout_of, patiently
 from .remote import GDAL, Asset, asset, boxes, cached, need_network
 
 # %% ../nbs/reference/11g_stac_source.ipynb #1304883a
@@ -327,16 +328,21 @@ def prepared(request: Request,  # options: sign
 
 # %% ../nbs/reference/11g_stac_source.ipynb #a6fdd7fc
 @lru_cache(maxsize=4096)
-def _check_tiff(place: str) -> None:
-    "Open a file as GeoTIFF only; GDAL keeps what it has read of its header."
-    rasterio.open(place, driver="GTiff").close()
+def _layout(place: str) -> Layout | None:
+    "Open a file as GeoTIFF only, and look how it lies, if it is far away; GDAL keeps what it has read of its header."
+    with rasterio.open(place, driver="GTiff") as src:
+        return layout_of(src, ProjCRS.from_wkt(src.crs.to_wkt())) if "://" in place and src.crs is not None else None
 
 
 class _Patient(RioReader):
-    "The reader of odc-stac, which asks again for what broke off on its way."
+    "The reader of odc-stac, on the budget of this process; it asks again for what broke off on its way."
 
-    def read(self, *args: Any, **options: Any) -> Any:
-        return patiently(lambda: RioReader.read(self, *args, **options))
+    def read(self, cfg: RasterLoadParams, dst_geobox: GeoBox, **options: Any) -> Any:
+        def read() -> Any:
+            with on_budget(lambda: far.most(dst_geobox) if far else 0):
+                return RioReader.read(self, cfg, dst_geobox, **options)
+        far = _layout(self._src.uri)
+        return patiently(read)
 
 
 class _Tiffs(RioDriver):
@@ -344,7 +350,7 @@ class _Tiffs(RioDriver):
 
     def open(self, src: RasterSource, ctx: LocalContext) -> RioReader:
         try:
-            _check_tiff(src.uri)
+            _layout(src.uri)
         except RasterioError:
             _FAILED.files.append(src.uri)
             raise

@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import Resampling, reproject
 from servers import Answer, EarthEngine, Scripted
 
-from isa_nb import earthengine, fetch_plan, fetched
+from isa_nb import earthengine, fetch_plan, fetched, meter
 from isa_nb.catalog import Catalog
 from isa_nb.core import DataError, RequestError, square_geobox
 from isa_nb.entries import Area
@@ -250,6 +250,18 @@ def test_edges_of_the_world(service):
         request = CAT.request("dynamic_world", area, 2020)
         with pytest.raises(RequestError, match="ask for an area or a GeoBox, and say of which year"):
             earthengine.scenes_of(request if year else earthengine.Request("dynamic_world", "classes", request.options, GRID))
+
+
+def test_windows_are_on_the_budget(service):
+    "Answers are counted, and a window that may bring more than is left is not asked for."
+    budget = meter.Budget(1e9, 0)
+    with meter.metered(budget):
+        CAT.open("dynamic_world", GRID, year=2020)
+    assert 256 * 256 * 7 < budget.done < 256 * 256 * 8 * 5 * 1.01  # a byte of label and four of probability, eight scenes
+    service.asked.clear()
+    with meter.metered(meter.Budget(300_000, 0)), pytest.raises(RequestError, match="the next window of a remote file may bring 0.5 MB, and 0.0 MB of the 0.0003 GB allowed have come in: allow more with --max-size") as e:
+        CAT.open("dynamic_world", GRID, year=2020)
+    assert line(e) and not [p for _, p, _ in service.asked if p.endswith(":getPixels")]
 
 
 def test_fetched_and_opened_offline(service, truth, monkeypatch, tmp_path):

@@ -1,9 +1,11 @@
 """`isa fetch` and `isa run` on what it has brought: the catalogue's own entries and client code, led to servers on the loopback that hold files of the simulated world."""
 import datetime as dt
 import json
+import os
 import subprocess
 import sys
 import time
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -206,6 +208,30 @@ def test_never_more_than_a_stated_size(here, peers):
     assert code == 1 and "unknown" in out and "because a service does not say how large its files are" in err and not (here / "out/catalog.yaml").exists()
 
 
+def renamed(monkeypatch, peers, address, folder):
+    "Files under another address: GDAL remembers what it has read of the first."
+    monkeypatch.setenv("ISA_ENDPOINTS", json.dumps(json.loads(os.environ["ISA_ENDPOINTS"]) | {address: f"{peers.url}/files/{folder}~{uuid.uuid4().hex}"}))
+
+
+def test_windows_never_bring_more_than_a_stated_size(here, peers, monkeypatch):
+    "The plan's estimate is within the limit, the blocks of the file are not: one line, the rest is made, and with more the same command goes on from there."
+    renamed(monkeypatch, peers, "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v100/2020/map", "worldcover")
+    code, out, err = fetch(here, "--max-size", "0.0015", products="gisa_2019,esa_worldcover")
+    assert (code, len(err.splitlines())) == (1, 1) and "1 fetched, 0 kept, 1 failed" in out
+    assert "isa fetch: esa_worldcover_2020: the next window of a remote file may bring " in err and "of the 0.0015 GB allowed have come in: allow more with --max-size; what is here is kept" in err
+    assert 0 < sum(v for k, v in peers.sent.items() if "/files/" in k) <= 1.5e6
+    code, out, err = fetch(here, products="gisa_2019,esa_worldcover")
+    assert (code, err) == (0, "") and "1 fetched, 1 kept, 0 failed" in out
+
+
+def test_windows_wait_for_each_other_where_little_is_allowed(here, peers, monkeypatch):
+    "Fifteen windows of three scenes, each of which may bring 3.7 MB, where 11.5 are allowed: three at a time, and less than that comes in."
+    renamed(monkeypatch, peers, "https://sentinel-cogs.s3.us-west-2.amazonaws.com/s2", "s2")
+    code, out, err = fetch(here, "--max-size", "0.0115", products="sentinel2_l2a")
+    assert (code, err) == (0, "") and "1 fetched" in out
+    assert 1e5 < sum(v for k, v in peers.sent.items() if "/s2~" in k) <= 11.5e6
+
+
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["--bbox", "1,2,3"], 2, "write it as W,S,E,N in degrees"),
     (["--bbox=-190,0,10,10"], 2, "leaves the Earth"),
@@ -225,14 +251,18 @@ def test_never_more_than_a_stated_size(here, peers):
     (["wuhan", "--size", "-3"], 2, "--size -3"),
     (["wuhan", "--name", "My Town"], 2, "--name 'My Town': write small letters, digits and _"),
     (["wuhan", "--catalog", "none.yaml"], 2, "no such catalogue: none.yaml"),
-    (["wuhan", "--products", "gisa_2019", "--workers", "0"], 2, "0 workers"),
+    (["wuhan", "--products", "gisa_2019", "--workers", "0"], 2, "--workers 0: 0 workers can do nothing: give 1 or more"),
+    (["wuhan", "--products", "gisa_2019", "--max-size", "nan"], 2, "--max-size nan: give a size in GB above 0"),
+    (["wuhan", "--products", "gisa_2019", "--out", "../simulated.yaml"], 2, "simulated.yaml is a file: choose a folder as --out"),
+    (["wuhan", "--products", "gisa_2019", "--out", ".."], 2, ".. is not empty and was not made by isa fetch: choose another --out"),
 ])
-def test_a_wrong_request_is_one_line_and_leaves_nothing(here, monkeypatch, words, code, message):
+def test_a_wrong_request_is_one_line_and_leaves_nothing(here, peers, monkeypatch, words, code, message):
     work = here / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    assert_one_line(isa("fetch", *words), code, "isa fetch: ", message)
-    assert not list(work.iterdir())
+    said = isa("fetch", *words)
+    assert_one_line(said, code, "isa fetch: ", message)
+    assert not list(work.iterdir()) and not said[1] and not [a for a in peers.asked if "5136330" in a], "told before anything is planned"
 
 
 def test_what_cannot_be_fetched_is_told_and_the_rest_is_made(here, peers):

@@ -22,7 +22,7 @@ from affine import Affine
 from servers import PEERS, Answer, Scripted, cog, http_date, rar_file, rar_link, rarred, tiff, zipped
 from shapely.geometry import LineString, box, mapping
 
-from isa_nb import archives, remote
+from isa_nb import archives, meter, remote
 from isa_nb.archives import unpack
 from isa_nb.catalog import Catalog
 from isa_nb.core import DataError, RequestError, square_geobox
@@ -510,6 +510,44 @@ def test_a_window_costs_a_window(peer, big, tmp_path, cache):
     assert (got.values == open_raster(big, grid).values).all() and got.shape == (500, 500)
     assert 0 < share < 0.05, share
     assert clean(cache) == []
+
+
+@pytest.mark.parametrize("kind", ["COG none", "COG lzw", "COG deflate", "COG zstd", "COG webp", "strips none", "strips lzw", "planes lzw"])
+def test_a_window_brings_no_more_than_it_promised(kind, tmp_path, cache):
+    "Noise, which no compression makes smaller (LZW makes it larger): what the server sends is what the budget counts, and never more than the promise, for windows of all sizes, on the file's pixels, on coarser ones and in another CRS."
+    layout, compress = kind.split()
+    bands, grid = 3 if compress == "webp" or layout == "planes" else 1, square_geobox(114.31, 30.6, 20_000, 10)
+    values = np.random.default_rng(0).integers(0, 255, (bands, *grid.shape.yx), np.uint8)
+    made = {"driver": "COG", "blocksize": 256, "overviews": "ignore_existing"} if layout == "COG" else {"driver": "GTiff", "interleave": "band"}
+    with rasterio.open(tmp_path / "a.tif", "w", height=grid.shape.y, width=grid.shape.x, count=bands, dtype="uint8", crs=str(grid.crs), transform=grid.affine, compress=compress, **made) as f:
+        f.write(values)
+    with PEERS["starlette"](tmp_path, tmp_path) as p:
+        for n, (part, resampling) in enumerate([(grid[700:710, 20:25], "nearest"), (grid[100:800, 300:1400], "nearest"), (grid, "nearest"), (grid.zoom_out(7), "average"), (square_geobox(114.31, 30.6, 9000, 12, "EPSG:32649"), "bilinear"),
+                                                (square_geobox(114.24, 30.6, 4000, 30, "EPSG:32650"), "nearest")]):
+            (tmp_path / f"{n}.tif").symlink_to(tmp_path / "a.tif")  # GDAL remembers what it has read
+            budget, promised = meter.Budget(1e12, 0), []
+            real = budget.window
+            budget.window = lambda most, promised=promised, real=real: promised.append(most) or real(most)
+            p.sent()
+            with meter.metered(budget):
+                remote.open_assets(Request("a", "continuous", {}, part, resampling=resampling, fill=0), [Asset(f"{p.url}/{n}.tif", "a", "a/a.tif", windowed=True)])
+            sent = p.sent()
+            assert abs(sent - budget.done) <= 2**10 and 0 < sent <= sum(promised), (n, sent, promised, budget.done)
+            budget = meter.Budget(promised[0] - 1, 0)
+            with meter.metered(budget), pytest.raises(RequestError, match="the next window of a remote file may bring .* GB allowed have come in: allow more with --max-size") as e:
+                remote.open_assets(Request("a", "continuous", {}, part, resampling=resampling, fill=0), [Asset(f"{p.url}/{n}.tif", "a", "a/a.tif", windowed=True)])
+            assert line(e) and p.sent() < 2**18, "nothing but a header"
+
+
+def test_budget_without_the_count_of_gdal(monkeypatch):
+    "Where GDAL cannot be asked what it has read, what windows promise is counted."
+    monkeypatch.setattr(meter, "_GDAL", [None])
+    budget = meter.Budget(100, 0)
+    with meter.metered(budget), meter.on_budget(lambda: 60):
+        assert budget.done == 0
+    assert budget.done == 60
+    with meter.metered(budget), pytest.raises(RequestError, match="may bring 0.0 MB"), meter.on_budget(lambda: 60):
+        raise AssertionError("read")
 
 
 def test_window_of_a_file_that_fails(server, monkeypatch):
