@@ -23,12 +23,12 @@ from torch import Tensor, nn
 with warnings.catch_warnings():  # they use a part of torch that torch is going to drop
     warnings.simplefilter("ignore", FutureWarning)
     import segmentation_models_pytorch as smp
-    from fastai.learner import Callback
+    from fastai.learner import Callback, SkipToEpoch
 
 from . import models
 from .cards import Spec
 from .chips import Chip
-from .core import LAND_COVER, LAND_COVER_IGNORE, NODATA, DataError, RequestError, first_class, rng
+from .core import LAND_COVER, LAND_COVER_IGNORE, NODATA, DataError, RequestError, atomic_path, first_class, rng
 from .l2hnet import LowToHighLoss, confident_area
 from .losses import SegmentationLoss, class_counts, class_weights
 from .metrics import block_bootstrap, block_confusions, bootstrap_difference, class_scores
@@ -207,7 +207,14 @@ class Watch(Callback):
                  ):
         self.image, self.label, self.file, self.tau, self.seen = torch.from_numpy(image.astype(np.float32)), torch.from_numpy(label), Path(file), tau, []
 
+    def before_fit(self) -> None:
+        self.first = next((c._skip_to for c in self.learn.cbs if isinstance(c, SkipToEpoch)), 0)
+        if self.first and self.file.exists():
+            self.seen = list(np.load(self.file)["areas"][:self.first])
+
     def after_epoch(self) -> None:
+        if self.epoch < self.first:
+            return
         model = self.learn.model
         device, spec = next(model.parameters()).device, model.spec
         was = model.training
@@ -217,7 +224,8 @@ class Watch(Callback):
         ca, va, said = confident_area(logits, self.label[None], self.tau, ignore=spec.ignore)
         right = said == self.label[None].long() - spec.first
         self.seen.append((va + 2 * (ca & right) + 3 * (ca & ~right))[0].to(torch.uint8).numpy())
-        np.savez_compressed(self.file, areas=np.stack(self.seen))
+        with atomic_path(self.file) as tmp:
+            np.savez_compressed(tmp, areas=np.stack(self.seen))
 
 # %% ../nbs/reference/47_arms.ipynb #12201ec3
 def filled(label: np.ndarray,  # (H, W) codes

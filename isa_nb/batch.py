@@ -23,8 +23,8 @@ from .core import RequestError, provenance, unknown, write_json
 from .credits import credits_of
 from .plan import Suite, Task, declared, load_suite, make_plan, parameters_of, places_of
 from .report import duration, write_report
-from .results import (LAYOUT, beside, catalogue_hash, check_folder, check_space, clear_leftovers, code_hash, collect_tables, digest, input_files,
-                            locked, notebook_hash, put, read_step, record_step, start_over, why_redo)
+from .results import (LAYOUT, STARTED, begin, beside, catalogue_hash, check_folder, check_space, clear_leftovers, code_hash, collect_tables, digest, input_files,
+                            locked, notebook_hash, put, read_step, record_step, set_aside, start_over, why_redo)
 from .runner import error_line, run_step, stop_kernels
 from .years import at
 
@@ -222,7 +222,8 @@ def _finish(run: _Run, task: Task, parts: dict[str, Any], work: Path, done: dict
     error = done["error"]
     if not error:
         try:
-            (work / "kernel.log").unlink(missing_ok=True)
+            for name in ("kernel.log", STARTED):
+                (work / name).unlink(missing_ok=True)
             record_step(work, parts, done["outputs"], done["seconds"])
             put(work, final)
         except Exception as e:
@@ -237,6 +238,8 @@ def _finish(run: _Run, task: Task, parts: dict[str, Any], work: Path, done: dict
                     step["notebook"] = f"{task.key}/{task.name}.failed.ipynb"
             if (work / "kernel.log").exists() and (work / "kernel.log").stat().st_size:
                 os.replace(work / "kernel.log", final / f"{task.name}.failed.log")
+            if set_aside(work, final):
+                step["error"] += "; what it has trained is kept: started again, it goes on from there"
     shutil.rmtree(work, ignore_errors=True)
 
 # %% ../nbs/reference/75_batch.ipynb #2af54498
@@ -366,8 +369,9 @@ def _work(run: _Run, tell: _Progress) -> None:
         try:
             while ready or at_work:
                 for task, parts in ready:
-                    (run.out / task.key).parent.mkdir(parents=True, exist_ok=True)
-                    work = beside((run.out / task.key).resolve())
+                    final = (run.out / task.key).resolve()
+                    work = beside(final)
+                    begin(work, final, parts)
                     future = client.submit(run_step, _arguments(run, task, parts, work), pure=False, retries=0)
                     at_work[future] = (task, parts, work)
                     queue.add(future)

@@ -360,3 +360,69 @@ def test_starting_over(whole, suite, tmp_path):
     assert states(manifest) == {"zoning": "done"} and manifest["run"]["profile"] == "demo"
     assert sorted(p.relative_to(out).as_posix() for p in out.glob("*/*")) == sorted(
         ["labels/mine.txt", "tables/zones.csv", "tables/zones.parquet", *(f"zoning/{n}" for n in ("outputs.json", "step.json", "tables", "zoning.html", "zoning.ipynb"))])
+
+
+# ---- trainings that go on
+
+TRAIN = """
+import json, os, signal, time
+from pathlib import Path
+import pandas as pd
+from isa_nb.step import Step
+step = Step.open(out, experiment="train", simulated=True)
+folder = step.data("model", "Model folder")
+folder.mkdir(exist_ok=True)
+checkpoint = folder / "checkpoint.safetensors"
+rounds = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
+first = len(rounds)
+for k in range(first, 4):
+    rounds.append(k)
+    checkpoint.write_text(json.dumps(rounds))
+    fault = Path(faults).read_text() if k == 1 else ""
+    if fault == "slow":
+        time.sleep(300)
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.rename(folder / "weights.json")
+_ = step.table("rounds", pd.DataFrame({"round": rounds, "taken_up": first}), "Rounds")
+"""
+
+
+@pytest.fixture
+def training(tmp_path):
+    "A suite of one step, whose training is stopped after its second round as `faults` says; runs it, and tells state, error and rounds that were taken up."
+    out, faults = tmp_path / "run", tmp_path / "fault"
+
+    def go(fault: str = "", code: str = "", **more) -> tuple[str, str, list[int]]:
+        faults.write_text(fault)
+        (tmp_path / "experiments.yaml").write_text(f"profiles: {{smoke: {{}}}}\nexperiments:\n  train: {{title: Train, notebook: train.ipynb, scope: run, default: true, timeout: {20 if fault == 'slow' else 300}}}\n")
+        write_notebook(tmp_path / "train.ipynb", HEAD + f'faults = "{faults}"', TRAIN + code)
+        step = run(Request(out, "smoke", suite=tmp_path / "experiments.yaml", **more))["steps"]["train"]
+        table = out / "train/tables/rounds.csv"
+        return step["state"], step["error"] or "", list(pd.read_csv(table)["taken_up"]) if table.exists() else []
+
+    yield out, go
+
+
+KEPT = "; what it has trained is kept: started again, it goes on from there"
+
+
+def test_a_training_that_was_stopped_goes_on(training):
+    "A step that took too long, and one whose kernel was killed, go on from their checkpoint when started again; afterwards nothing is left of it."
+    out, go = training
+    state, error, _ = go("slow")
+    assert state == "failed" and error.startswith("timeout: not finished after 20 s") and error.endswith(KEPT)
+    assert sorted(p.name for p in out.glob(".train*")) == [".train.aside"] and not (out / "train/data").exists()
+    state, error, _ = go("kill")  # has done its second round already, and is not stopped
+    assert (state, error) == ("done", "") and pd.read_csv(out / "train/tables/rounds.csv").to_dict("list") == {"round": [0, 1, 2, 3], "taken_up": [2] * 4}
+    assert sorted(p.name for p in (out / "train/data/model").iterdir()) == ["weights.json"] and not list(out.glob(".train*")) and not (out / "train/started.json").exists()
+
+
+def test_a_training_of_something_else_is_not_taken_up(training):
+    "The notebook has changed since the training was stopped: it begins anew; so it does with --fresh."
+    out, go = training
+    state, error, _ = go("kill")
+    assert state == "failed" and error.startswith("the kernel was killed") and error.endswith(KEPT)
+    assert go("", "changed = 1") == ("done", "", [0] * 4) and not list(out.glob(".train*"))
+    assert go("kill", "changed = 2")[0] == "failed" and (out / ".train.aside").exists()
+    assert go("", "changed = 2", fresh=True) == ("done", "", [0] * 4) and not list(out.glob(".train*"))

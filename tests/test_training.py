@@ -15,7 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from isa_nb import models, training
+from isa_nb import models, results, sharpen, training
 from isa_nb.batches import ChipLoader, in_memory
 from isa_nb.chips import Chip
 from isa_nb.core import NODATA, UNCERTAIN, DataError, RequestError, raster, rng, square_geobox
@@ -370,3 +370,7 @@ def test_a_broken_chip_is_told_as_it_is():
         with pytest.raises(DataError, match="chip 3 cannot be read"):
             list(ChipLoader(Bad(SETS[0]), bs=4, workers=workers))
 
+
+def test_the_runner_knows_what_can_go_on():
+    "`isa run` sets aside the folders of stopped trainings by the names of their files, without importing torch."
+    assert results.RESUMABLE == (training.CHECKPOINT, training.RECORD) == (sharpen.CHECKPOINT, sharpen.RECORD)
