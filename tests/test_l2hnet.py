@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from fastai.learner import Callback
 import xarray as xr
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
@@ -163,6 +164,31 @@ def test_watched_areas_and_budget(tmp_path):
     assert (row.steps, row.chips, row.px) == (6, 4, 32)
     assert fitted.best_epoch == 2  # the last one
     assert json.loads((tmp_path / "m" / "training.json").read_text())["request"]["loss"]["loss"] == "low-to-high"
+
+
+def test_watched_areas_of_a_training_that_goes_on(tmp_path):
+    "Stopped after its second round, and after its last: the file holds the areas of every round, as if nothing had happened."
+    class Stop(Callback):
+        order = 90  # after the checkpoint is written
+
+        def after_epoch(self):
+            if self.epoch == 1:
+                raise KeyboardInterrupt
+
+    image, label = scene()
+    chips = chips_of(image, label)
+
+    def go(folder, *more):
+        watch = arms.Watch(image, label, tmp_path / folder / "areas.npz")
+        arms.train(small()[arms.FULL], arms.describe(chips, BANDS), (chips, chips), tmp_path / folder, cbs=[watch, *more], checkpoint=0.0, **HOW | {"epochs": 3})
+        return np.load(watch.file)["areas"]
+
+    whole = go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("stopped", Stop())
+    assert len(whole) == 3
+    for _ in range(2):  # goes on; then finds itself finished
+        assert (go("stopped") == whole).all()
 
 
 def test_support_of_labels_where_the_image_has_gaps_and_where_there_are_none():
