@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import nbformat
 import pandas as pd
 
 from .catalog import Catalog
 from .core import DataError, RequestError, sha256, write_json, write_table
+from .plan import code_cells
 from .step import load_table
 
 # %% ../nbs/reference/73_results.ipynb #71870992
@@ -50,7 +50,7 @@ def code_hash() -> str:  # 16 hexadecimal digits
 def notebook_hash(notebook: Path,  # an .ipynb
                   ) -> str:  # 16 hexadecimal digits
     "The hash of a notebook's code cells."
-    return digest([c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"])
+    return digest([code for code, _ in code_cells(notebook)])
 
 # %% ../nbs/reference/73_results.ipynb #b72a189c
 def catalogue_hash(cat: Catalog,  # with its overlay merged

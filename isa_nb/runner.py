@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from jupyter_client.manager import AsyncKernelManager
 
 from .core import DataError, IsaError, sha256, write_text
@@ -77,6 +76,7 @@ OURS = tuple(c.__name__ for c in (IsaError, *IsaError.__subclasses__()))
 
 def _cells_run(notebook: Path) -> int:
     "How many code cells were started."
+    import nbformat
     with contextlib.suppress(Exception):
         cells = nbformat.read(notebook, as_version=4).cells
         return sum(c.cell_type == "code" and bool(c.metadata.get("papermill", {}).get("start_time")) for c in cells)
@@ -141,6 +141,7 @@ def _finish_notebook(notebook: Path, work: Path, final: Path, error: str | None)
     as_json = lambda p: json.dumps(str(p))[1:-1]  # noqa: E731
     text = notebook.read_text(encoding="utf-8").replace(as_json(work), as_json(final))
     if error:
+        import nbformat
         node = nbformat.reads(text, as_version=4)
         node.cells = [c for c in node.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
         node.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run failed:** {html.escape(error)}"))

@@ -318,6 +318,20 @@ def test_a_parameter_that_the_notebook_does_not_know(suite, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_notebooks_that_cannot_be_read(tmp_path):
+    "Damaged, of an older format, or with parameters that are no Python: one line, before anything runs; and what runs nothing does not pay for nbformat."
+    from isa_nb.plan import declared
+    for k, (text, said) in enumerate((("{", "cannot read the notebook 0.ipynb .JSONDecodeError"), ('{"worksheets": []}', "cannot read the notebook 1.ipynb .KeyError"), ("[" * 100_000, "cannot read the notebook 2.ipynb .RecursionError"))):
+        (tmp_path / f"{k}.ipynb").write_text(text)
+        with pytest.raises(DataError, match=said) as e:
+            declared(tmp_path / f"{k}.ipynb")
+        assert "\n" not in str(e.value)
+    write_notebook(tmp_path / "a.ipynb", "out = ")
+    with pytest.raises(DataError, match="the cell tagged `parameters` of a.ipynb is no Python .invalid syntax"):
+        declared(tmp_path / "a.ipynb")
+    assert subprocess.run([sys.executable, "-c", "import sys, isa_nb.batch; sys.exit('nbformat' in sys.modules)"], check=False).returncode == 0
+
+
 def test_folders_that_are_not_ours(whole, suite, tmp_path):
     out, _ = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
