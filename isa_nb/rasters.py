@@ -202,7 +202,7 @@ def _check_alike(tiles: list[_Tile]) -> None:
             raise DataError(f"{first.path.name} ({first.dtype}, {first.count} bands) and {t.path.name} ({t.dtype}, {t.count} bands) are not tiles of one product: give tiles of one kind")
 
 # %% ../nbs/reference/11b_rasters.ipynb #8345054b
-SWOLLEN = {"lzw": 1.5}  # size of a packed block against an unpacked one, at most; of other compressions 1.05
+SWOLLEN = {"LZW": 1.5}  # size of a packed block against an unpacked one, at most; of other compressions 1.05
 ROUNDED = 2**15  # bytes that a block costs more, because requests are rounded
 AROUND = 2**21  # bytes of headers, and of what GDAL reads ahead
 
@@ -235,7 +235,7 @@ def layout_of(src: rasterio.DatasetReader,
               ) -> Layout:
     "The layout of an open file."
     pixel = sum(np.dtype(t).itemsize for t in src.dtypes) + 1 / 8
-    return Layout(crs, src.transform, src.shape, src.block_shapes[0], pixel * SWOLLEN.get(src.profile.get("compress", ""), 1.05))
+    return Layout(crs, src.transform, src.shape, src.block_shapes[0], pixel * SWOLLEN.get(src.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION", ""), 1.05))
 
 # %% ../nbs/reference/11b_rasters.ipynb #3c989891
 TOLERANCE = 1e-3  # pixels
@@ -258,13 +258,12 @@ def _read(xml: str,  # a virtual raster
           resampling: Resampling,  # of GDAL
           nodata: float | None,  # of the virtual raster, or what to fill with
           names: str,  # of the files, for messages
-          most: int,  # bytes that it brings over a network
+          far: tuple[Layout, ...],  # of files on a network
           ) -> np.ndarray:  # (band, y, x)
     "Read a window of a virtual raster on the asked grid; memory is the window plus GDAL's buffers."
     def read() -> np.ndarray:
-        with on_budget(lambda: most), rasterio.open(xml) as src:
+        with on_budget(lambda: sum(f.most(geobox) for f in far)), rasterio.open(xml) as src:
             return _warp(src, geobox, resampling, nodata)
-    far = "/vsicurl/" in xml
     try:
         return patiently(read) if far else read()
     except RasterioError as e:
@@ -310,7 +309,7 @@ class Mosaic:
     "Files that were looked at, fit each other and can be read on a grid."
     name: str  # for messages
     geobox: GeoBox  # the grid on which they are read
-    parts: tuple[tuple[str, float | None, str, int], ...]  # virtual raster (XML), its nodata, the names of its files, bytes that it brings over a network at most; the first lies on top
+    parts: tuple[tuple[str, float | None, str, tuple[Layout, ...]], ...]  # virtual raster (XML), its nodata, the names of its files, the layouts of those on a network; the first lies on top
     paths: tuple[Path, ...]  # the files that touch the grid
     dtype: str  # of the files
     bands: tuple[int, ...]  # that are read, from 1
@@ -341,7 +340,7 @@ def look_at(path: str | Path | list[str | Path],  # a file, a pattern, or a list
     near = _touching(tiles, geobox, name)
     mode = ("average" if _ratio(near[0], geobox) > 1 else "bilinear") if resampling == "auto" else resampling
     value = _fill_value(near, geobox, fill, name)
-    parts = tuple((_vrt(g, bands), g[0].nodata if g[0].nodata is not None else value, ", ".join(i.path.name for i in g[:3]), sum(i.far.most(geobox) for i in g if i.far)) for g in _groups(near))
+    parts = tuple((_vrt(g, bands), g[0].nodata if g[0].nodata is not None else value, ", ".join(i.path.name for i in g[:3]), tuple(i.far for i in g if i.far)) for g in _groups(near))
     return Mosaic(name, geobox, parts, tuple(t.path for t in near), tiles[0].dtype, tuple(bands), mode, value)
 
 # %% ../nbs/reference/11b_rasters.ipynb #8e4fdfa8
@@ -353,8 +352,8 @@ def open_raster(path: str | Path | list[str | Path],  # a file, a pattern, or a 
     "Read a raster, or a mosaic of tiles, on the asked grid; DataError if the files cannot be used."
     m = look_at(path, geobox, resampling, **options)
     out: np.ndarray | None = None
-    for xml, nodata, names, most in m.parts:
-        got = _read(xml, m.geobox, Resampling[m.resampling], nodata, names, most)
+    for xml, nodata, names, far in m.parts:
+        got = _read(xml, m.geobox, Resampling[m.resampling], nodata, names, far)
         out = got if out is None else np.where(_equals(out, m.nodata), got, out)
     return raster(out[0] if len(m.bands) == 1 else out, m.geobox, m.name, nodata=m.nodata)
 

@@ -512,11 +512,11 @@ def test_a_window_costs_a_window(peer, big, tmp_path, cache):
     assert clean(cache) == []
 
 
-@pytest.mark.parametrize("kind", ["COG none", "COG lzw", "COG deflate", "COG zstd", "COG webp", "strips none", "strips lzw", "planes lzw"])
+@pytest.mark.parametrize("kind", ["COG none", "COG lzw", "COG deflate", "strips lzw", "planes lzw"])
 def test_a_window_brings_no_more_than_it_promised(kind, tmp_path, cache):
     "Noise, which no compression makes smaller (LZW makes it larger): what the server sends is what the budget counts, and never more than the promise, for windows of all sizes, on the file's pixels, on coarser ones and in another CRS."
     layout, compress = kind.split()
-    bands, grid = 3 if compress == "webp" or layout == "planes" else 1, square_geobox(114.31, 30.6, 20_000, 10)
+    bands, grid = 3 if layout == "planes" else 1, square_geobox(114.31, 30.6, 14_000, 10)
     values = np.random.default_rng(0).integers(0, 255, (bands, *grid.shape.yx), np.uint8)
     made = {"driver": "COG", "blocksize": 256, "overviews": "ignore_existing"} if layout == "COG" else {"driver": "GTiff", "interleave": "band"}
     with rasterio.open(tmp_path / "a.tif", "w", height=grid.shape.y, width=grid.shape.x, count=bands, dtype="uint8", crs=str(grid.crs), transform=grid.affine, compress=compress, **made) as f:
