@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import gc
 import json
+import math
 import shutil
 import sys
 import threading
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,12 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from .bytewise import Bytewise
 from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, RequestError, atomic_path, provenance,
                          sha256, unknown, write_json)
 from .rasters import TOLERANCE, Mosaic, check_resampling, look_at
 from .settlement import Settlement, decide, settlement_of, stage_counts, state
-from .votes import GRADED, OUTPUTS, PLAIN, WRONG, Histogram, Table, counted, lookup_flat, named, shade, threads_of, vote_dtype
+from .votes import GRADED, OUTPUTS, PLAIN, WRONG, Histogram, Table, code_bits, counted, lookup_flat, named, shade, threads_of, vote_dtype
 
 # %% ../nbs/reference/32_fuse_files.ipynb #0dc766bc
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def _narrow(a: np.ndarray, product: Opened) -> np.ndarray:
     return a.astype(np.uint8)
 
 # %% ../nbs/reference/32_fuse_files.ipynb #d21f5b99
-BLOCK, WINDOW = 512, 1024  # pixels: side of a tile in the files; of a window that is worked at once
+BLOCK = 512  # pixels: side of a tile in the files
+WINDOW = 1024, 2048  # rows and columns of a window that is worked at once
 CACHE = 64 << 20  # bytes that GDAL may hold back
 PERCENT_NODATA = 255
 
@@ -282,18 +286,18 @@ class Windows:
         self.own, self.lock, self.readers = threading.local(), threading.Lock(), []
 
     def __iter__(self) -> Iterator[Window]:
-        height, width = self.box.shape.yx
-        return (Window(c, r, min(WINDOW, width - c), min(WINDOW, height - r)) for r in range(0, height, WINDOW) for c in range(0, width, WINDOW))
+        (height, width), (h, w) = self.box.shape.yx, WINDOW
+        return (Window(c, r, min(w, width - c), min(h, height - r)) for r in range(0, height, h) for c in range(0, width, w))
 
     def __len__(self) -> int:
-        return -(-self.box.shape.y // WINDOW) * -(-self.box.shape.x // WINDOW)
+        return -(-self.box.shape.y // WINDOW[0]) * -(-self.box.shape.x // WINDOW[1])
 
     def read(self, window: Window,  # on the grid
              ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, w) uint8 codes, good until this thread reads again; (h, w) uint8 OSM mask or (0, 0)
         "Codes of all products, and OSM."
         if not hasattr(self.own, "readers"):
             self.own.readers = [Reader(p, self.fine) for p in self.products]
-            self.own.room = np.empty(len(self.products) * WINDOW * WINDOW, np.uint8)
+            self.own.room = np.empty(len(self.products) * math.prod(WINDOW), np.uint8)
             with self.lock:
                 self.readers += self.own.readers
         shape = (len(self.products), window.height, window.width)
@@ -400,20 +404,21 @@ def _percent(outcomes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.nd
 
 
 def apply_windows(windows: Windows,  # products and OSM
-                  table: Table,  # outcomes by code
+                  look_up: Callable[..., Any],  # of (stack, osm, out, rows), as `lookup_flat` of a table and `Bytewise.look_up` are
+                  size: int,  # rows of its table
                   writers: Mapping[str, Any],  # open datasets by output
                   out: Path,  # their folder
                   threads: int | None = None,  # None: all cores, or OMP_NUM_THREADS
                   ) -> np.ndarray:  # int64: pixels of each row of the table
     "Look up every window and write it."
-    lock, rows, spare = threading.Lock(), np.zeros(table.codes.size, np.int64), deque()
+    lock, rows, spare = threading.Lock(), np.zeros(size, np.int64), deque()
     pixel, left = sum(np.dtype(d.dtypes[0]).itemsize for d in writers.values()), windows.box.shape.y * windows.box.shape.x
 
     def work(w: Window) -> tuple[Window, dict[str, np.ndarray]]:
         stack, osm = windows.read(w)
-        mine, room = np.zeros_like(rows), spare.pop() if spare else {k: np.empty(WINDOW * WINDOW, d.dtypes[0]) for k, d in writers.items()}
+        mine, room = np.zeros_like(rows), spare.pop() if spare else {k: np.empty(math.prod(WINDOW), d.dtypes[0]) for k, d in writers.items()}
         try:
-            lookup_flat(table, stack, osm, out={k: v[:w.height * w.width] for k, v in room.items()}, rows=mine)
+            look_up(stack, osm, out={k: v[:w.height * w.width] for k, v in room.items()}, rows=mine)
         except ValueError:
             raise windows.guilty(w, stack, osm) from None
         with lock:
@@ -423,9 +428,10 @@ def apply_windows(windows: Windows,  # products and OSM
     def put(w: Window, name: str, values: np.ndarray) -> None:
         writers[name].write(values[:w.height * w.width].reshape(w.height, w.width), 1, window=w)
     with ThreadPoolExecutor(max(1, len(writers))) as pens:
+        write = pens.map if len(writers) > 1 else map  # several files are packed at once
         for w, room in stream(windows, work, threads_of(threads)):
-            _check_space(out, min(left * pixel, WINDOW * WINDOW * pixel + CACHE))
-            list(pens.map(put, [w] * len(room), room, room.values()))
+            _check_space(out, min(left * pixel, math.prod(WINDOW) * pixel + CACHE))
+            list(write(put, [w] * len(room), room, room.values()))
             spare.append(room)
             left -= w.height * w.width
     return rows
@@ -503,13 +509,14 @@ def _fuse(windows: Windows, out: Path, settlement: Settlement, preset: str, rule
         known = {"model": model.note, "reliability": [{k: None if v != v else v for k, v in r.items()} for r in rows]}
     outcomes = lambda codes: decide(codes, n, settlement, model.posterior(codes) if rule == "posterior" else None)  # noqa: E731
     table = Table.of(n, lambda codes: _percent(outcomes(codes)), legends=windows.legends, observed=lambda: count_windows(windows, threads).codes)
+    look_up = Bytewise.of(table).look_up if code_bits(windows.legends) <= 8 else partial(lookup_flat, table)
     facts = _facts(windows, settlement, preset, rule)
     tags = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     dtypes = {"votes": vote_dtype(n)}
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
         inputs = aside.submit(lambda: {"inputs": {p.name: {str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products}} | provenance())
         writers = {k: stack.enter_context(writing(out / f"{k}.tif", LAYERS[k], dtypes.get(k, np.dtype(np.uint8)), windows.box, tags, cog)) for k in only}
-        rows = apply_windows(windows, table, writers, out, threads)
+        rows = apply_windows(windows, look_up, table.codes.size, writers, out, threads)
         begun.append(True)  # from here on the new files take their places
         for name in ("fusion.json", *(f"{k}.tif" for k in OUTPUTS if k not in only)):
             (out / name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from .core import LAND_COVER, LAND_COVER_COLOURS, LAND_COVER_IGNORE, NODATA, RUL
 from .fuse_files import CACHE, FileProduct, Layer, Opened, Windows, apply_windows, opened, writing
 from .landcover import LC_RULE_COLOURS, LC_RULES, Rule, class_table, compile_rule, notices, said
 from .rasters import check_resampling
-from .votes import WRONG, named
+from .votes import WRONG, lookup_flat, named
 
 # %% ../nbs/reference/35c_landcover_files.ipynb #f765d8d4
 def class_product(name: str,  # of the product
@@ -96,7 +97,7 @@ def _intersect(windows: Windows, out: Path, rule: Rule, only: tuple[str, ...], c
     with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as stack:
         inputs = aside.submit(lambda: {"inputs": {p.name: {str(f): sha256(f) for f in p.mosaic.paths} for p in windows.products}} | provenance())
         writers = {k: stack.enter_context(writing(out / f"{k}.tif", LC_LAYERS[k], np.dtype(np.uint8), windows.box, tags, cog)) for k in only}
-        rows = apply_windows(windows, table, writers, out, threads)
+        rows = apply_windows(windows, partial(lookup_flat, table), table.codes.size, writers, out, threads)
     label, how, _ = table.columns
     count = lambda column, of: {name: int(rows[column == c].sum()) for c, name in of.items() if rows[column == c].any()}  # noqa: E731
     named_by = {name: int(rows[(said(table.codes, len(names)) == c).any(0)].sum()) for c, name in LAND_COVER.items()}

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'PIECE', 'DIRECT_BITS', 'HASH', 'OUTPUTS', 'vote_dtype',
-           'encode', 'decode', 'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots', 'flattened',
-           'code_bits', 'Table', 'threads_of', 'lookup_flat', 'room', 'lookup', 'guilty', 'Histogram', 'counted',
-           'block_side', 'count_blocks', 'histogram']
+__all__ = ['MAX_PRODUCTS', 'SOME', 'MOST', 'WRONG', 'PLAIN', 'GRADED', 'DIRECT_BITS', 'OUTPUTS', 'vote_dtype', 'encode', 'decode',
+           'wrong_values', 'shade', 'finer', 'named', 'checked', 'ballots', 'flattened', 'code_bits', 'Table',
+           'threads_of', 'lookup_flat', 'room', 'lookup', 'guilty', 'Histogram', 'counted', 'block_side',
+           'count_blocks', 'histogram']
 
 # %% ../nbs/reference/29_votes.ipynb #faa3718c
 import os
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from odc.geo.geobox import GeoBox
 
 from .core import IMPERVIOUS, NODATA, PERVIOUS, DataError, RequestError, geobox_of, same_grid
@@ -71,35 +70,14 @@ def wrong_values(name: str,  # of the product
     return DataError(f"product {name} holds {found}: only 0 pervious, 1 impervious and 255 nodata can be fused; recode it with Source.to_isa")
 
 # %% ../nbs/reference/29_votes.ipynb #6a573680
-@njit(cache=True, nogil=True)
-def _shade(fine, k, out):
-    "Shade k x k pixels; returns whether a value was not 0, 1 or 255."
-    bad = False
-    for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            yes = no = 0
-            for j in range(y * k, y * k + k):
-                for i in range(x * k, x * k + k):
-                    v = fine[j, i]
-                    yes += v == 1
-                    no += v == 0
-                    bad |= 1 < v < 255
-            if 2 * (yes + no) < k * k:
-                out[y, x] = 255
-            elif no == 0 or yes == 0:
-                out[y, x] = no == 0
-            else:
-                out[y, x] = 3 if yes >= no else 2
-    return bad
-
-
 def shade(fine: np.ndarray,  # (k * y, k * x) uint8 of 0, 1, 255
           k: int,  # pixels of the product per pixel of the result, along one side
           name: str = "product",  # for the message
           ) -> np.ndarray:  # (y, x) uint8: 0 none, 1 all, SOME, MOST, 255 nodata
     "How much of each pixel is impervious."
+    from isa_nb.vote_kernels import shade_pixels
     out = np.empty((fine.shape[0] // k, fine.shape[1] // k), np.uint8)
-    if _shade(np.ascontiguousarray(fine), k, out):
+    if shade_pixels(np.ascontiguousarray(fine), k, out):
         raise wrong_values(name, fine)
     return out
 
@@ -172,9 +150,6 @@ def ballots(legends: np.ndarray,  # (n, 256) uint8: 0, 1, SOME, MOST, 255 or WRO
     known = [legends == code for code in (PERVIOUS, IMPERVIOUS, SOME, MOST, NODATA)]
     return np.select(known, [valid, valid | yes, valid | mixed, valid | yes | mixed, kind(0)], wrong)
 
-# %% ../nbs/reference/29_votes.ipynb #b71351bd
-PIECE = 4096
-
 # %% ../nbs/reference/29_votes.ipynb #f36421d3
 def flattened(arrays: Iterable[np.ndarray],  # n rasters of one size, uint8
               ) -> tuple[np.ndarray, ...]:  # MAX_PRODUCTS flat arrays: these, then the first again; views wherever possible
@@ -182,152 +157,8 @@ def flattened(arrays: Iterable[np.ndarray],  # n rasters of one size, uint8
     lines = tuple(np.require(a, np.uint8, "CW").reshape(-1) for a in arrays)
     return lines + lines[:1] * (MAX_PRODUCTS - len(lines))
 
-# %% ../nbs/reference/29_votes.ipynb #bc933fed
-@njit(cache=True, nogil=True)
-def _tally(stack, ballots, a, b, code):
-    "Ballots of pixels a..b of all products into code[:b-a]; returns whether a value was out of range."
-    seen, n, m = code.dtype.type(0), ballots.shape[0], b - a
-    for j in range(0, n, 3):
-        u, v, w = stack[j][a:b], stack[min(j + 1, n - 1)][a:b], stack[min(j + 2, n - 1)][a:b]  # the last product may come twice: bits that are set stay set
-        x, y, z = ballots[j], ballots[min(j + 1, n - 1)], ballots[min(j + 2, n - 1)]
-        if j == 0:
-            for i in range(m):
-                code[i] = x[u[i]] | y[v[i]] | z[w[i]]
-        else:
-            for i in range(m):
-                code[i] |= x[u[i]] | y[v[i]] | z[w[i]]
-    for i in range(b - a):
-        seen |= code[i]
-    return seen >> code.dtype.type(8 * code.itemsize - 1) > 0
-
-
-@njit(cache=True, nogil=True)
-def _compare(stack, n, a, b, code, planes):
-    "The same for products of plain 0, 1 and 255."
-    m, none, wrong = b - a, np.uint8(0), np.uint8(0)
-    yes, valid, odd = planes[0, :m], planes[1, :m], planes[2, :m]
-    for g in range(0, n, 8):
-        planes[:, :m] = 0
-        for j in range(g, min(n, g + 8)):
-            v, bit = stack[j][a:b], np.uint8(1 << (j - g))
-            for i in range(m):
-                yes[i] |= bit if v[i] == 1 else none
-            for i in range(m):
-                valid[i] |= bit if v[i] != 255 else none
-            for i in range(m):
-                odd[i] |= bit if np.uint8(v[i] - np.uint8(2)) < 253 else none  # 2..254
-        for i in range(m):
-            wrong |= odd[i]
-        low, high = code.dtype.type(g), code.dtype.type(n + g)
-        if g == 0:
-            for i in range(m):
-                code[i] = code.dtype.type(yes[i]) | code.dtype.type(valid[i]) << high
-        else:
-            for i in range(m):
-                code[i] |= code.dtype.type(yes[i]) << low | code.dtype.type(valid[i]) << high
-    return wrong > 0
-
-
-@njit(cache=True, nogil=True)
-def _encode(stack, osm, ballots, plain, a, b, code, planes):
-    "Codes of pixels a..b into code[:b-a]; returns whether a value was out of range."
-    bad = _compare(stack, ballots.shape[0], a, b, code, planes) if plain else _tally(stack, ballots, a, b, code)
-    if osm.size:
-        says, place, most = osm[a:b], code.dtype.type(2 * ballots.shape[0]), np.uint8(0)
-        for i in range(b - a):
-            code[i] |= code.dtype.type(says[i]) << place
-        for i in range(b - a):
-            most = max(most, says[i])
-        bad |= most > 3
-    return bad
-
 # %% ../nbs/reference/29_votes.ipynb #494f3dd5
 DIRECT_BITS = 18
-HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring codes
-
-# %% ../nbs/reference/29_votes.ipynb #69c907c9
-@njit(cache=True, nogil=True)
-def _find(keys, slots, shift, code):
-    "Row of a code in the hash table, 0 (the row of unknown codes) if it is not there."
-    mask = keys.size - 1
-    h = np.int64((np.uint64(code) * HASH) >> shift)
-    while slots[h] and keys[h] != code:
-        h = (h + 1) & mask
-    return slots[h]
-
-
-@njit(cache=True, nogil=True)
-def _hashed(codes, keys, slots, shift):
-    "Fill an empty hash table: codes[r - 1] gets row r."
-    mask = keys.size - 1
-    for r in range(codes.size):
-        h = np.int64((codes[r] * HASH) >> shift)
-        while slots[h]:
-            h = (h + 1) & mask
-        keys[h], slots[h] = codes[r], r + 1
-
-# %% ../nbs/reference/29_votes.ipynb #8623195c
-@njit(cache=True, nogil=True)
-def _runs(code, n, rows):
-    "Add code[:n] to the histogram `rows`."
-    last, run = code[0], 0
-    for i in range(n):
-        if code[i] == last:
-            run += 1
-        else:
-            rows[last] += run
-            last, run = code[i], 1
-    rows[last] += run
-
-# %% ../nbs/reference/29_votes.ipynb #0446be92
-@njit(cache=True, nogil=True)
-def _words(code, n, keys, slots, shift, table, word, rows):
-    "Words of code[:n], and how often each row was used (`rows` of length 0: not counted)."
-    if keys.size == 0:
-        for i in range(n):
-            word[i] = table[code[i]]
-        if rows.size:
-            _runs(code, n, rows)
-        return
-    last, row = code[0], _find(keys, slots, shift, code[0])
-    for i in range(n):
-        if code[i] != last:
-            last, row = code[i], _find(keys, slots, shift, code[i])
-        word[i] = table[row]
-        if rows.size:
-            rows[row] += 1
-
-
-@njit(cache=True, nogil=True)
-def _take(word, n, shift, out):
-    "The bits of word[:n] above `shift` into whole numbers."
-    for i in range(n):
-        out[i] = word[i] >> shift
-
-
-@njit(cache=True, nogil=True)
-def _apply(stack, osm, ballots, plain, keys, slots, shift, table, label, votes, rule, confidence, rows):
-    "Look up every pixel and count the rows it finds; returns whether a value was out of range."
-    m, planes, code, word = stack[0].size, np.empty((3, PIECE), np.uint8), np.empty(PIECE, ballots.dtype), np.empty(PIECE, np.uint64)
-    low = code.dtype.type(0)
-    for _ in range(2 * ballots.shape[0]):
-        low = (low << code.dtype.type(1)) | code.dtype.type(1)
-    for a in range(0, m, PIECE):
-        n = min(m - a, PIECE)
-        if _encode(stack, osm, ballots, plain, a, a + n, code, planes):
-            return True
-        _words(code, n, keys, slots, shift, table, word, rows)
-        if label.size:
-            _take(word, n, np.uint64(0), label[a:a + n])
-        if rule.size:
-            _take(word, n, np.uint64(8), rule[a:a + n])
-        if confidence.size:
-            _take(word, n, np.uint64(32), confidence[a:a + n])
-        if votes.size:
-            voted = votes[a:a + n]
-            for i in range(n):
-                voted[i] = code[i] & low
-    return False
 
 # %% ../nbs/reference/29_votes.ipynb #95636e46
 def code_bits(legends: np.ndarray,  # (n, 256) recoding tables
@@ -375,7 +206,8 @@ class Table:
             codes = np.unique(np.asarray(observed(), np.uint64))
             size = max(16, 1 << (2 * codes.size).bit_length())
             keys, slots, shift = np.zeros(size, np.uint64), np.zeros(size, np.int64), np.uint64(65 - size.bit_length())
-            _hashed(codes, keys, slots, shift)
+            from isa_nb.vote_kernels import hashed
+            hashed(codes, keys, slots, shift)
             codes = np.concatenate([np.zeros(1, np.uint64), codes])
         return cls(n, outcomes(codes), keys, slots, shift, codes, ballots(legends, keys.size > 0), bool((legends == PLAIN).all()))
 
@@ -400,11 +232,12 @@ def lookup_flat(table: Table,  # outcomes by code
                 rows: np.ndarray = np.empty(0, np.int64),  # noqa: B008  histogram of the table's rows to add to, or empty
                 ) -> dict[str, np.ndarray]:  # the outputs, each (pixels,)
     "Look up flat pixels; a `ValueError` where a value is out of range."
+    from isa_nb.vote_kernels import apply
     stack, dtypes = flattened(stack), table.dtypes
     out = out or {k: np.empty(stack[0].size, dtypes[k]) for k in only}
     full = [out.get(k, np.empty(0, d)) for k, d in dtypes.items()]
     full[3] = full[3].view(f"u{full[3].itemsize}")  # the bits of a float are written as they are
-    if _apply(stack, np.require(osm, np.uint8, "CW").reshape(-1), table.ballots, table.plain, table.keys, table.slots, table.shift, table.words, *full, rows):
+    if apply(stack, np.require(osm, np.uint8, "CW").reshape(-1), table.ballots, table.plain, table.keys, table.slots, table.shift, table.words, *full, rows):
         raise ValueError("value out of range")
     return out
 
@@ -487,34 +320,23 @@ class Histogram:
         return cls(parts[0].names, block[new], code[new], np.add.reduceat(count, new) if block.size else count)
 
 # %% ../nbs/reference/29_votes.ipynb #94fb37e2
-@njit(cache=True, nogil=True)
-def _count(stack, osm, ballots, plain, code, hist):
-    "Add the codes of flat pixels to a direct histogram; returns whether a value was out of range."
-    m, planes = stack[0].size, np.empty((3, code.size), np.uint8)
-    for a in range(0, m, code.size):
-        b = min(m, a + code.size)
-        if _encode(stack, osm, ballots, plain, a, b, code, planes):
-            return True
-        _runs(code, b - a, hist)
-    return False
-
-
 def counted(stack: Sequence[np.ndarray],  # n uint8 arrays of one size: values of the products
             osm: np.ndarray = _NONE,  # uint8 of that size, or empty
             legends: np.ndarray | None = None,  # (n, 256) recoding tables; None: the products hold 0, 1 and 255
             ) -> tuple[np.ndarray, np.ndarray]:  # codes that occur (uint64, ascending) and how often (int64)
     "Count the codes of flat pixels; a `ValueError` where a value is out of range."
+    from isa_nb.vote_kernels import PIECE, add_codes, codes_of
     legends = np.broadcast_to(PLAIN, (len(stack), 256)) if legends is None else legends
     bits = code_bits(legends)
     votes, plain = ballots(legends, bits > DIRECT_BITS), bool((legends == PLAIN).all())
     stack, osm = flattened(stack), np.require(osm, np.uint8, "CW").reshape(-1)
     if bits > DIRECT_BITS:
         code = np.empty(stack[0].size, np.uint64)
-        bad = _encode(stack, osm, votes, plain, 0, code.size, code, np.empty((3, code.size), np.uint8))
+        bad = codes_of(stack, osm, votes, plain, 0, code.size, code, np.empty((3, code.size), np.uint8))
         found, count = np.unique(code, return_counts=True)
     else:
         hist = np.zeros(1 << bits, np.int64)
-        bad = _count(stack, osm, votes, plain, np.empty(PIECE, np.uint32), hist)
+        bad = add_codes(stack, osm, votes, plain, np.empty(PIECE, np.uint32), hist)
         found = np.flatnonzero(hist).astype(np.uint64)
         count = hist[found]
     if bad:
