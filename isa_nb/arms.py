@@ -18,6 +18,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor, nn
 
 with warnings.catch_warnings():  # they use a part of torch that torch is going to drop
@@ -113,42 +117,47 @@ def sweep(full: Arm,  # the method
     return {f"{n} = {v:g}": other(n, v) for n, values in (("tau", taus), ("gamma", gammas)) for v in values}
 
 # %% ../nbs/reference/47_arms.ipynb #246b7091
-def _looks(image: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
-    "(H * W, 2 C) bands of every pixel and their 3 x 3 mean, of equal weight."
+def _looks(image: np.ndarray, mean: Tensor, std: Tensor) -> np.ndarray:
+    "(H * W, 2 C) bands of every pixel and their 3 x 3 mean."
     bands = (torch.from_numpy(image.astype(np.float32)) - mean[:, None, None]) / std[:, None, None]
     seen = torch.cat([bands, F.avg_pool2d(bands[None], 3, 1, 1, count_include_pad=False)[0]])
-    return seen.flatten(1).T.nan_to_num() / len(seen) ** 0.5  # without data: as the mean
+    return seen.flatten(1).T.nan_to_num().numpy()  # without data: as the mean
+
+
+def _judge(seen: np.ndarray, label: np.ndarray, weight: np.ndarray) -> Pipeline:
+    "A classifier of looks (N, 2 C); each class (K,) counts for its weight, however many there are of it."
+    steps = PCA(whiten=True), PolynomialFeatures(2, include_bias=False), StandardScaler(), LogisticRegression(C=0.1, solver="newton-cholesky")
+    each = weight / weight.sum() / np.bincount(label, minlength=len(weight)) * len(label)
+    return make_pipeline(*steps).fit(seen, label, logisticregression__sample_weight=each[label])
 
 
 def supported(chips: Sequence[Chip],  # chips of one size
               ignore: Sequence[int] = (LAND_COVER_IGNORE,),  # label codes that do not count
-              sample: int = 64,  # pixels of each class to compare with
-              temperature: float = 0.03,  # of the votes: squared distance at which a vote has fallen to 1/e, in variances of the image
-              weight_limit: float = float("inf"),  # that of `train`; inf: all classes have equally many votes
+              sample: int = 2000,  # labelled pixels of each class to learn its looks from
+              weight_limit: float = float("inf"),  # that of `train`; inf: all classes count alike
               seed: int = 0,  # of the sample
               ) -> list[Chip]:  # the same, their confidence multiplied by the support of the label
-    "Chips whose labels count as much as pixels that look alike support them (inferred)."
+    "Chips whose labels count as much as what their pixels look like supports them (inferred)."
     chips, gen = list(chips), rng(seed, "supported")
     label = np.stack([c.label.ravel() for c in chips])
-    codes = [c for c in np.unique(label) if c not in ignore]
-    if not codes:
+    codes = np.setdiff1d(label, ignore)
+    if len(codes) < 2:
         return chips
     mean, std = (torch.tensor(v) for v in models.statistics(chips, nodata=ignore[0]))
     at = [np.flatnonzero(label == c) for c in codes]
-    at = np.unique(np.concatenate([g if len(g) <= sample else gen.choice(g, sample, replace=False) for g in at]))
+    at = np.sort(np.concatenate([g if len(g) <= sample else gen.choice(g, sample, replace=False) for g in at]))
     chip, pixel = np.divmod(at, label.shape[1])
-    known = torch.cat([_looks(chips[i].image, mean, std)[pixel[chip == i]] for i in np.unique(chip)])
-    column = np.zeros(256, np.int64)
-    column[codes] = range(len(codes))
-    votes = F.one_hot(torch.from_numpy(column[label.ravel()[at]])).float()
+    seen = np.concatenate([_looks(chips[i].image, mean, std)[pixel[chip == i]] for i in np.unique(chip)])
     share = np.array([(label == c).sum() for c in codes]) / np.isin(label, codes).sum()
     weight = np.minimum(1 / (len(codes) * share), weight_limit) if weight_limit > 1 else 1  # as `class_weights`
-    votes, out = votes / votes.sum(0) * torch.from_numpy(share * weight).float(), []
-    for c in chips:
-        heard = (-torch.cdist(_looks(c.image, mean, std), known) ** 2 / temperature).softmax(1) @ votes
-        own = heard.gather(1, torch.from_numpy(column[c.label.ravel()])[:, None])[:, 0] / heard.max(1).values
-        out.append(c._replace(confidence=c.confidence * own.numpy().reshape(c.label.shape)))
-    return out
+    judge = _judge(seen, np.searchsorted(codes, label.ravel()[at]), share * weight)
+    own = np.zeros(label.shape, np.float32)
+    for i, c in enumerate(chips):
+        heard, known = judge.predict_proba(_looks(c.image, mean, std)), np.isin(label[i], codes)
+        own[i, known] = heard[known, np.searchsorted(codes, label[i, known])] / heard[known].max(1)
+    for c in codes:
+        own[label == c] /= own[label == c].mean()
+    return [c._replace(confidence=c.confidence * (o / own.max()).reshape(c.label.shape)) for c, o in zip(chips, own, strict=True)]
 
 # %% ../nbs/reference/47_arms.ipynb #383c6e07
 ISA_CODES = (5, 11)  # building and road: impervious in the land-cover codes

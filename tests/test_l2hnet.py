@@ -202,6 +202,8 @@ def test_support_of_labels_where_the_image_has_gaps_and_where_there_are_none():
     assert found[5:7, 21:27].mean() < 0.3 < 0.9 < found[label == truth].mean()
     empty = [Chip(image, np.zeros_like(label), np.zeros(label.shape, np.float32))]
     assert arms.supported(empty) == empty
+    alone = [Chip(image, np.full_like(label, 5), np.ones(label.shape, np.float32))]  # one class: nothing to compare with
+    assert arms.supported(alone) == alone
 
 
 def test_a_class_too_rare_for_the_cross_entropy_takes_no_support_from_a_common_one():
@@ -209,6 +211,19 @@ def test_a_class_too_rare_for_the_cross_entropy_takes_no_support_from_a_common_o
     label[32:], label[:2, :10] = 5, 3  # 20 pixels that look like class 1
     image = np.where(label == 5, 500.0, 100.0)[None].repeat(2, 0).astype(np.float32) + np.random.default_rng(0).normal(0, 10, (2, 64, 64)).astype(np.float32)
     chips = [Chip(image, label, np.ones(label.shape, np.float32))]
-    common, rare = ({limit: float(arms.supported(chips, weight_limit=limit)[0].confidence[label == code].mean()) for limit in (float("inf"), 10.0, 1.0)} for code in (1, 3))
-    assert common[float("inf")] < 0.98 < 0.99 < common[10.0] <= common[1.0] <= 1
-    assert rare[1.0] < 0.05 < rare[10.0] < 0.3 < 0.9 < rare[float("inf")]
+    found = {limit: arms.supported(chips, weight_limit=limit)[0].confidence for limit in (float("inf"), 10.0, 1.0)}
+    worst = {limit: c[label == 1].min() / c[label == 1].max() for limit, c in found.items()}
+    assert worst[float("inf")] < 0.1 < 0.7 < worst[10.0] <= worst[1.0] <= 1
+    for c in found.values():  # a class is neither more nor less than before
+        assert np.ptp([c[label == code].mean() for code in (1, 3, 5)]) < 1e-3 and 0 < c.min() and c.max() == 1
+
+
+def test_support_tells_colours_apart_that_brightness_does_not():
+    gen = np.random.default_rng(0)
+    label = np.array([1, 5]).repeat(32)[None].repeat(64, 0).astype(np.uint8)
+    light, wrong = (gen.random((8, 8)).repeat(8, 0).repeat(8, 1) for _ in range(2))
+    light, truth = 100 + 900 * light, np.where(wrong < 0.1, 6 - label, label)  # one square in ten has the wrong label; both classes are as bright
+    image = np.stack([light, light * np.where(truth == 1, 1.0, 1.1)]) + gen.normal(0, 2, (2, 64, 64))
+    assert np.corrcoef(*image.reshape(2, -1))[0, 1] > 0.98
+    found = arms.supported([Chip(image.astype(np.float32), label, np.ones(label.shape, np.float32))])[0].confidence
+    assert found[label != truth].mean() < 0.5 < 0.9 < found[label == truth].mean()
