@@ -88,20 +88,22 @@ def arms(width: int = 64,  # channels of L2HNet
          unet: str = "resnet34",  # encoder of the U-Net
          resnest: Mapping[str, Any] | None = None,  # arguments of ResNeStASPP; None: the paper's encoder
          chip: int = 224,  # side of the chips in pixels, for the rates of the atrous pyramid
+         support: bool = True,  # the full method weighs labels by their `supported` looks; False where a class has no look, as "not a building"
          **settings: Any,  # of l2hnet.LowToHighLoss, in the full method
          ) -> dict[str, Arm]:  # by name; FULL is the method itself
     "The arms of the comparison."
-    full, l2h = {**settings, "confidence": True}, {"width": width}
+    full, l2h = {**settings, "confidence": support}, {"width": width}
+    labels, others = ("supported", "agreed") if support else ("agreed", "supported")
     other = "divergence" if full.get("vague", "prototype") == "prototype" else "prototype"
     agree = bool(full.get("agree", False))
     return {
-        FULL: Arm("the method", arguments=l2h, low_to_high=full),
+        FULL: Arm("the method", arguments=l2h, low_to_high=full, labels=labels),
         "L2HNet, cross-entropy": Arm("what weights, confident areas and the vague areas' term buy together", arguments=l2h, labels="agreed"),
-        "L2HNet, labels not weighed": Arm("what it buys to weigh labels by their support", arguments=l2h, low_to_high={**full, "confidence": False}, labels="agreed"),
-        "L2HNet, without L_DVA": Arm("what the vague areas' term buys", arguments=l2h, low_to_high={**full, "gamma": 0.0}),
-        f"L2HNet, CA {'as it is' if agree else 'that agrees'}": Arm("what it matters whether a confident pixel must agree with its label", arguments=l2h, low_to_high={**full, "agree": not agree}),
-        f"L2HNet, {other}": Arm("what the form of the vague areas' term matters", arguments=l2h, low_to_high={**full, "vague": other}),
-        "L2HNet, label confidence": Arm("what labels that only most products name add, weighed by their confidence", arguments=l2h, low_to_high=full, labels="most"),
+        f"L2HNet, labels {'not weighed' if support else 'weighed'}": Arm("what it buys to weigh labels by their support", arguments=l2h, low_to_high={**full, "confidence": not support}, labels=others),
+        "L2HNet, without L_DVA": Arm("what the vague areas' term buys", arguments=l2h, low_to_high={**full, "gamma": 0.0}, labels=labels),
+        f"L2HNet, CA {'as it is' if agree else 'that agrees'}": Arm("what it matters whether a confident pixel must agree with its label", arguments=l2h, low_to_high={**full, "agree": not agree}, labels=labels),
+        f"L2HNet, {other}": Arm("what the form of the vague areas' term matters", arguments=l2h, low_to_high={**full, "vague": other}, labels=labels),
+        "L2HNet, label confidence": Arm("what labels that only most products name add, weighed by their confidence", arguments=l2h, low_to_high={**full, "confidence": True}, labels="most"),
         "U-Net": Arm("what resolution preserved from end to end buys, with the loss", "UNet", {"encoder": unet}, labels="agreed"),
         "ResNeSt + ASPP": Arm("the same against the network of the Zones system", "ResNeStASPP", {"rates": fitting_rates(chip), **(resnest or {})}, labels="agreed"),
     }
