@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['STEP', 'twofold', 'Bytewise']
+__all__ = ['STEP', 'twofold', 'tally', 'Bytewise']
 
 # %% ../nbs/reference/29b_bytewise.ipynb #ed3b6aea
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,16 @@ def twofold(table: np.ndarray,  # (256,) uint8
     "A recoding table for two pixels at once."
     return (table.astype(np.uint16)[:, None] << np.uint16(8) | table).reshape(-1)
 
+# %% ../nbs/reference/29b_bytewise.ipynb #3ae3089a
+def tally(codes: np.ndarray,  # flat uint8
+          ) -> np.ndarray:  # (256,) int64 pixels of each code
+    "How often each code occurs."
+    even = codes.size - codes.size % 2
+    pairs = np.bincount(codes[:even].view(np.uint16), minlength=1 << 16).reshape(256, 256)
+    return pairs.sum(0) + pairs.sum(1) + np.bincount(codes[even:], minlength=256)
+
 # %% ../nbs/reference/29b_bytewise.ipynb #1f634287
-STEP = 1 << 19  # pixels
+STEP = 1 << 20  # pixels
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,18 @@ class Bytewise:
         flat, osm, size = [a.reshape(-1) for a in stack], osm.reshape(-1), stack[0].size
         if osm.size and osm.max() > 3:
             raise ValueError("value out of range")
-        whole = size - size % 8
+        whole, rare = size - size % 8, []
         for kind, word, a, b in [*((np.uint16, np.uint64, a, min(a + STEP, whole)) for a in range(0, whole, STEP)), (np.uint8, np.uint8, whole, size)]:
             if a < b:
-                self._piece(kind, word, [v[a:b].view(kind) for v in flat], osm[a:b], {k: v[a:b].view(word) for k, v in out.items()}, rows)
+                common, rest = self._piece(kind, word, [v[a:b].view(kind) for v in flat], osm[a:b], {k: v[a:b].view(word) for k, v in out.items()})
+                rows[common] += b - a - rest.size
+                rare.append(rest)
+        rows += tally(np.concatenate(rare))[:rows.size]
         if rows[self.broken].any():
             raise ValueError("value out of range")
 
-    def _piece(self, kind: type, word: type, stack: list[np.ndarray], osm: np.ndarray, out: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+    def _piece(self, kind: type, word: type, stack: list[np.ndarray], osm: np.ndarray, out: Mapping[str, np.ndarray]) -> tuple[int, np.ndarray]:
+        "Look up a piece; its commonest code, and all codes of the words that hold any other."
         ballots, outcomes = self.tables[kind]
         codes = ballots[0].take(stack[0], mode="clip")
         for v, table in zip(stack[1:], ballots[1:], strict=True):
@@ -68,12 +80,11 @@ class Bytewise:
         if osm.size:
             codes |= osm << 2 * self.n
         common = np.bincount(codes[::4099]).argmax()  # of a sample
-        filled = lambda v: np.full(np.dtype(word).itemsize, v, np.uint8).view(word)  # noqa: E731
+        filled = lambda v: np.full(np.dtype(word).itemsize, v, np.uint8).view(word)[0]  # noqa: E731
         words = codes.view(word)
         at = np.flatnonzero(words != filled(common))
         rest = words[at]
-        rows += np.bincount(rest.view(np.uint8), minlength=rows.size)
-        rows[common] += codes.size - rest.nbytes
         for k, v in out.items():
             v[:] = filled(self.tables[np.uint8][1][k][common])
             v[at] = outcomes[k].take(rest.view(kind), mode="clip").view(word)
+        return common, rest.view(np.uint8)

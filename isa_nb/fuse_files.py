@@ -183,7 +183,7 @@ def _narrow(a: np.ndarray, product: Opened) -> np.ndarray:
 
 # %% ../nbs/reference/32_fuse_files.ipynb #d21f5b99
 BLOCK = 512  # pixels: side of a tile in the files
-WINDOW = 1024, 2048  # rows and columns of a window that is worked at once
+WINDOW = 1024, 4096  # rows and columns of a window that is worked at once
 CACHE = 64 << 20  # bytes that GDAL may hold back
 PERCENT_NODATA = 255
 
