@@ -183,7 +183,7 @@ def _narrow(a: np.ndarray, product: Opened) -> np.ndarray:
 
 # %% ../nbs/reference/32_fuse_files.ipynb #d21f5b99
 BLOCK = 512  # pixels: side of a tile in the files
-WINDOW = 1024, 4096  # rows and columns of a window that is worked at once
+WINDOW = BLOCK, 12 * BLOCK  # rows and columns that are worked at once
 CACHE = 64 << 20  # bytes that GDAL may hold back
 PERCENT_NODATA = 255
 
@@ -283,14 +283,15 @@ class Windows:
         self.products, self.box, self.osm, self.parts = products, box, osm, parts
         self.fine = box if parts == 1 else box.zoom_out(1 / parts)
         self.legends = np.stack([p.table for p in products]) if parts == 1 else np.broadcast_to(GRADED, (len(products), 256))
+        self.size = BLOCK, max(BLOCK, WINDOW[1] // parts**2 // BLOCK * BLOCK)  # narrower where many samples are read for each pixel
         self.own, self.lock, self.readers = threading.local(), threading.Lock(), []
 
     def __iter__(self) -> Iterator[Window]:
-        (height, width), (h, w) = self.box.shape.yx, WINDOW
+        (height, width), (h, w) = self.box.shape.yx, self.size
         return (Window(c, r, min(w, width - c), min(h, height - r)) for r in range(0, height, h) for c in range(0, width, w))
 
     def __len__(self) -> int:
-        return -(-self.box.shape.y // WINDOW[0]) * -(-self.box.shape.x // WINDOW[1])
+        return math.prod(-(-n // m) for n, m in zip(self.box.shape.yx, self.size, strict=True))
 
     def read(self, window: Window,  # on the grid
              ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, w) uint8 codes, good until this thread reads again; (h, w) uint8 OSM mask or (0, 0)
