@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 
+from . import vote_kernels  # noqa: F401  every call needs numba, so it is loaded with the room
 from .core import LAND_COVER, LAND_COVER_COLOURS, LAND_COVER_IGNORE, NODATA, RULE_NODATA, DataError, RequestError, provenance, sha256, unknown, write_json
 from .fuse_files import CACHE, FileProduct, Layer, Opened, Windows, apply_windows, opened, writing
 from .landcover import LC_RULE_COLOURS, LC_RULES, Rule, class_table, compile_rule, notices, said
