@@ -81,6 +81,23 @@ def test_files_give_what_memory_gives(town, tmp_path, rule):
         assert src.nodata == 255 and src.block_shapes == [(512, 512)] and src.colormap(1)[1][:3] == (255, 255, 255) and src.compression.name == "zstd"
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_any_number_of_products(town, tmp_path, n):
+    "Up to three products are looked up bytewise, more of them by the compiled kernel, as all are in memory."
+    products, files, osm, osm_file = town
+    of = {f"p{i}": "abc"[i % 3] for i in range(n)}
+    ds = fuse({k: products[v] for k, v in of.items()}, osm)
+    made = fuse_files({k: files[v] for k, v in of.items()}, tmp_path, osm=osm_file)
+    for name in ("label", "votes", "rule"):
+        assert (read(made[name]) == ds[name].values).all()
+    assert json.loads(made["json"].read_text())["pixels"] == 1300**2
+
+
+def test_three_products_do_not_wait_for_numba(town, tmp_path):
+    code = f"import sys; from isa_nb.fuse_files import fuse_files; fuse_files({ {k: str(v) for k, v in town[1].items()} }, {str(tmp_path)!r}, osm={str(town[3])!r}); print('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
 def test_mixed_pixels_are_the_same_as_in_memory(town, tmp_path):
     products, files, *_ = town
     coarse = GRID.zoom_out(4)
