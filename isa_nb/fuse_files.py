@@ -183,7 +183,7 @@ def _narrow(a: np.ndarray, product: Opened) -> np.ndarray:
 
 # %% ../nbs/reference/32_fuse_files.ipynb #d21f5b99
 BLOCK = 512  # pixels: side of a tile in the files
-WINDOW = BLOCK, 12 * BLOCK  # rows and columns that are worked at once
+WINDOW = BLOCK, 10 * BLOCK  # rows and columns that are worked at once
 CACHE = 64 << 20  # bytes that GDAL may hold back
 PERCENT_NODATA = 255
 
