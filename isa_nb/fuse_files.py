@@ -130,7 +130,7 @@ class Reader:
         if len(m.parts) == 1 and (shift := _shift(own, box)):
             self.parts.append((own, m.bands[0], shift))
             return
-        for xml, nodata, _ in m.parts:
+        for xml, nodata, *_ in m.parts:
             src = self._keep(rasterio.open(xml, sharing=False))
             warp = WarpedVRT(src, crs=box.crs.to_wkt(), transform=box.affine, width=box.shape.x, height=box.shape.y, resampling=Resampling[m.resampling], tolerance=TOLERANCE,
                              nodata=product.void if nodata is None else nodata)
