@@ -88,7 +88,7 @@ def arms(width: int = 64,  # channels of L2HNet
          unet: str = "resnet34",  # encoder of the U-Net
          resnest: Mapping[str, Any] | None = None,  # arguments of ResNeStASPP; None: the paper's encoder
          chip: int = 224,  # side of the chips in pixels, for the rates of the atrous pyramid
-         support: bool = True,  # the full method weighs labels by their `supported` looks; False where a class has no look, as "not a building"
+         support: bool = True,  # the full method weighs labels by their support, see `supported`
          **settings: Any,  # of l2hnet.LowToHighLoss, in the full method
          ) -> dict[str, Arm]:  # by name; FULL is the method itself
     "The arms of the comparison."
