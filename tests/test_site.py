@@ -62,6 +62,7 @@ def test_notebook_begins_with_a_title_and_one_line(path):
     first = read(path).cells[0]
     lines = [line for line in first.source.splitlines() if line.strip()]
     assert first.cell_type == "markdown" and lines[0].startswith("# ") and lines[1].startswith("> "), "first cell: '# Title', then '> one line'"
+    assert read(path).metadata.get("kernelspec", {}).get("name") == "python3", "no kernel is named: JupyterLab would ask for one"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
