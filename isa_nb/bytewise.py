@@ -73,9 +73,9 @@ class Bytewise:
     def _piece(self, kind: type, word: type, stack: list[np.ndarray], osm: np.ndarray, out: Mapping[str, np.ndarray]) -> tuple[int, np.ndarray]:
         "Look up a piece; its commonest code, and all codes of the words that hold any other."
         ballots, outcomes = self.tables[kind]
-        codes = ballots[0].take(stack[0], mode="clip")
+        codes = ballots[0].take(stack[0], mode="wrap")
         for v, table in zip(stack[1:], ballots[1:], strict=True):
-            codes |= table.take(v, mode="clip")
+            codes |= table.take(v, mode="wrap")
         codes = codes.view(np.uint8)
         if osm.size:
             codes |= osm << 2 * self.n
@@ -86,5 +86,5 @@ class Bytewise:
         rest = words[at]
         for k, v in out.items():
             v[:] = filled(self.tables[np.uint8][1][k][common])
-            v[at] = outcomes[k].take(rest.view(kind), mode="clip").view(word)
+            v[at] = outcomes[k].take(rest.view(kind), mode="wrap").view(word)
         return common, rest.view(np.uint8)
