@@ -20,22 +20,39 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from importlib import metadata, resources
+from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from affine import Affine
-from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox, point
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+# %% ../nbs/reference/00_core.ipynb #ca79348c
+def _import_without(package: str, other: str) -> None:
+    "Import a package as if another were not installed; nothing is hidden once either is loaded."
+    if package in sys.modules or other in sys.modules:
+        return
+    sys.modules[other] = None  # documented: an import of this name fails
+    try:
+        import_module(package)
+    finally:
+        del sys.modules[other]
+
+
+_import_without("odc.geo", "dask")
+
+# %% ../nbs/reference/00_core.ipynb #35ed942c
+from odc.geo.geobox import GeoBox
+from odc.geo.geom import BoundingBox, point
 
 # %% ../nbs/reference/00_core.ipynb #d218b7f0
 PERVIOUS, IMPERVIOUS, UNCERTAIN, NODATA = 0, 1, 2, 255

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from odc.geo.geobox import GeoBox
-from odc.geo.geom import BoundingBox
 from pyproj import CRS as ProjCRS
 from pyproj import Transformer
 
-from .core import DataError, RequestError
+from .core import BoundingBox, DataError, GeoBox, RequestError
 
 # %% ../nbs/reference/11a_files.ipynb #b9d809f5
 class Address(str):

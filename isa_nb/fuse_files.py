@@ -27,14 +27,13 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from filelock import FileLock, Timeout
-from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from .bytewise import Bytewise
-from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, RequestError, atomic_path, provenance,
+from .core import (IMPERVIOUS, LABEL_COLOURS, NODATA, PERVIOUS, RULE_COLOURS, RULE_NODATA, RULES, DataError, GeoBox, RequestError, atomic_path, provenance,
                          sha256, unknown, write_json)
 from .rasters import TOLERANCE, Mosaic, check_resampling, look_at
 from .settlement import Settlement, decide, settlement_of, stage_counts, state

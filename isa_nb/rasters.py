@@ -23,7 +23,6 @@ import numpy as np
 import rasterio
 import shapely
 from affine import Affine
-from odc.geo.geobox import GeoBox
 from pyproj import CRS as ProjCRS
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
@@ -33,7 +32,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from shapely.geometry import box
 
-from .core import DataError, RequestError, geobox_of, raster, same_grid
+from .core import DataError, GeoBox, RequestError, geobox_of, raster, same_grid
 from .files import Address, bounds_in, check_overlap, check_place, crs_of, files, short
 from .meter import on_budget
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from odc.geo.geobox import GeoBox
 
-from .core import IMPERVIOUS, NODATA, PERVIOUS, DataError, RequestError, geobox_of, same_grid
+from .core import IMPERVIOUS, NODATA, PERVIOUS, DataError, GeoBox, RequestError, geobox_of, same_grid
 
 if TYPE_CHECKING:
     import xarray as xr
