@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL', 'ISA_CODES', 'AREAS', 'UNet', 'Arm', 'arms', 'sweep', 'supported', 'describe', 'train', 'budget', 'Watch',
-           'filled', 'count', 'judge', 'class_table', 'feature_image']
+           'filled', 'count', 'judge', 'class_table', 'together', 'spread', 'feature_image']
 
 # %% ../nbs/reference/47_arms.ipynb #a05fb25b
 import warnings
@@ -137,6 +137,7 @@ def supported(chips: Sequence[Chip],  # chips of one size
               ignore: Sequence[int] = (LAND_COVER_IGNORE,),  # label codes that do not count
               sample: int = 2000,  # labelled pixels of each class to learn its looks from
               weight_limit: float = float("inf"),  # that of `train`; inf: all classes count alike
+              reliability: float = 0.6,  # probability that a label is right, before one looks (inferred)
               seed: int = 0,  # of the sample
               ) -> list[Chip]:  # the same, their confidence multiplied by the support of the label
     "Chips whose labels count as much as what their pixels look like supports them (inferred)."
@@ -156,7 +157,9 @@ def supported(chips: Sequence[Chip],  # chips of one size
     own = np.zeros(label.shape, np.float32)
     for i, c in enumerate(chips):
         heard, known = judge.predict_proba(_looks(c.image, mean, std)), np.isin(label[i], codes)
-        own[i, known] = heard[known, np.searchsorted(codes, label[i, known])] / heard[known].max(1)
+        mine = np.eye(len(codes), dtype=bool)[np.searchsorted(codes, label[i, known])]
+        odds = reliability / (1 - reliability) * heard[known][mine] / np.where(mine, 1e-9, heard[known]).max(1)
+        own[i, known] = odds / (1 + odds)
     for c in codes:
         own[label == c] /= own[label == c].mean()
     return [c._replace(confidence=c.confidence * (o / own.max()).reshape(c.label.shape)) for c, o in zip(chips, own, strict=True)]
@@ -285,6 +288,24 @@ def class_table(cms: Mapping[str, np.ndarray],  # of `count`
     true = next(iter(sums.values())).sum(1)
     table = pd.DataFrame({"class": list(classes), "share": true / true.sum(), **{a: class_scores(c)["IoU"] for a, c in sums.items()}})
     return table[table[list(sums)].notna().any(axis=1)].reset_index(drop=True)
+
+# %% ../nbs/reference/47_arms.ipynb #2f8f9fbb
+def together(trainings: Sequence[Mapping[str, np.ndarray]],  # what `count` gave for each training
+             ) -> dict[str, np.ndarray]:  # by arm: (B, n, n), the counts of all trainings
+    "The counts of several trainings as one."
+    return {a: sum(t[a] for t in trainings) for a in trainings[0]}
+
+
+def spread(trainings: Sequence[Mapping[str, np.ndarray]],  # what `count` gave for each training
+           **how: Any,  # isa, first, full of `judge`
+           ) -> pd.DataFrame:  # arm, score, trainings, lowest, mean, highest; gain_lowest, gain_mean, gain_highest: full less the arm, training by training
+    "Scores of every training, and what the full method gains in each."
+    judged = [judge(t, **how) for t in trainings]
+    scores, gains = (pd.concat(t) for t in zip(*judged, strict=True))
+    kinds = {"lowest": "min", "mean": "mean", "highest": "max"}
+    table = scores.groupby(["arm", "score"], sort=False).estimate.agg(trainings="size", **kinds)
+    gained = gains.rename(columns={"against": "arm"}).groupby(["arm", "score"], sort=False).estimate.agg(**kinds)
+    return table.join(gained.add_prefix("gain_")).reset_index()
 
 # %% ../nbs/reference/47_arms.ipynb #3a384e0c
 def feature_image(model: models.Model,  # its network has a `classifier`
