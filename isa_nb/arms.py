@@ -265,7 +265,7 @@ def count(maps: Mapping[str, Sequence[np.ndarray]],  # by arm: one (H, W) map of
     return out
 
 
-def judge(cms: Mapping[str, np.ndarray],  # of `count`
+def judge(cms: Mapping[str, np.ndarray],  # of `count` or `together`
           isa: Sequence[int] = ISA_CODES,  # codes that are impervious
           first: int = 1,  # code of the first class
           full: str = FULL,  # the arm that others are compared with
@@ -280,20 +280,20 @@ def judge(cms: Mapping[str, np.ndarray],  # of `count`
     return table[["arm", "score", "estimate", "lo", "hi", "blocks"]], gains[["against", "score", "estimate", "lo", "hi", "blocks", "separated"]]
 
 
-def class_table(cms: Mapping[str, np.ndarray],  # of `count`
+def class_table(cms: Mapping[str, np.ndarray],  # of `count` or `together`
                 classes: Sequence[str] = tuple(LAND_COVER.values()),  # names, in order
                 ) -> pd.DataFrame:  # class, share of the truth, IoU of every arm; NaN where undefined; classes that no map and no truth holds are left out
     "IoU class by class."
-    sums = {a: c.sum(0) for a, c in cms.items()}
+    sums = {a: c.sum(tuple(range(c.ndim - 2))) for a, c in cms.items()}
     true = next(iter(sums.values())).sum(1)
     table = pd.DataFrame({"class": list(classes), "share": true / true.sum(), **{a: class_scores(c)["IoU"] for a, c in sums.items()}})
     return table[table[list(sums)].notna().any(axis=1)].reset_index(drop=True)
 
 # %% ../nbs/reference/47_arms.ipynb #2f8f9fbb
 def together(trainings: Sequence[Mapping[str, np.ndarray]],  # what `count` gave for each training
-             ) -> dict[str, np.ndarray]:  # by arm: (B, n, n), the counts of all trainings
-    "The counts of several trainings as one."
-    return {a: sum(t[a] for t in trainings) for a in trainings[0]}
+             ) -> dict[str, np.ndarray]:  # by arm: (B, T, n, n), for `judge` and `class_table`
+    "The counts of several trainings side by side."
+    return {a: np.stack([t[a] for t in trainings], 1) for a in trainings[0]}
 
 
 def spread(trainings: Sequence[Mapping[str, np.ndarray]],  # what `count` gave for each training

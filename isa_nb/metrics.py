@@ -291,7 +291,7 @@ Score = str | Callable[[np.ndarray], np.ndarray]
 ABSENT = ("undefined", "skip")
 
 
-def _values(score: Score | Sequence[Score], isa: int | Sequence[int], n_classes: int | None, absent: str, policy: str = "mmseg") -> Values:
+def _values(score: Score | Sequence[Score], isa: int | Sequence[int], n_classes: int | None, absent: str, policy: str = "mmseg", trainings: bool = False) -> Values:
     "The function from counts to scores that the bootstrap needs."
     wanted = [score] if isinstance(score, str) or callable(score) else list(score)
     for w in wanted:
@@ -305,11 +305,12 @@ def _values(score: Score | Sequence[Score], isa: int | Sequence[int], n_classes:
         if absent == "undefined" and policy == "mmseg":
             s |= {k: np.where(np.isnan(s["per_class"][v]).any(-1), np.nan, s[k]) for k, v in MEANS.items()}
         s |= isa_scores(cm, isa, n_classes) if any(w in SCORES and w.startswith("isa_") for w in wanted if isinstance(w, str)) else {}
-        return {(w if isinstance(w, str) else w.__name__): np.asarray(s[w] if isinstance(w, str) else w(cm), float) for w in wanted}
+        found = {(w if isinstance(w, str) else w.__name__): np.asarray(s[w] if isinstance(w, str) else w(cm), float) for w in wanted}
+        return {k: v.mean(-1) for k, v in found.items()} if trainings else found
     return values
 
 # %% ../nbs/reference/40_metrics.ipynb #7fb18ca6
-def block_bootstrap(cms: np.ndarray,  # (B, C, C) one confusion matrix per block
+def block_bootstrap(cms: np.ndarray,  # (B, C, C) one confusion matrix per block, or (B, T, C, C) of T trainings, whose mean score is judged
                     score: Score | Sequence[Score] = ("aAcc", "mIoU", "isa_iou", "isa_f1"),  # names of SCORES, or functions (..., C, C) -> (...)
                     n: int = 2000,  # draws
                     level: float = 0.95,  # of the intervals
@@ -321,12 +322,12 @@ def block_bootstrap(cms: np.ndarray,  # (B, C, C) one confusion matrix per block
                     ) -> pd.DataFrame:  # score, estimate, se, lo, hi, undefined (share of draws in which it is 0/0), blocks
     "Percentile intervals of any score by drawing whole blocks; NaN bounds for fewer than two blocks."
     cms = np.asarray(cms)
-    if cms.ndim != 3 or not len(cms):
+    if cms.ndim not in (3, 4) or not len(cms):
         raise DataError(f"no block to draw from: confusion matrices of shape {cms.shape} where (B, C, C) is due")
-    return bootstrap(cms, _values(score, isa, n_classes, absent, policy), n=n, level=level, seed=seed)
+    return bootstrap(cms, _values(score, isa, n_classes, absent, policy, cms.ndim == 4), n=n, level=level, seed=seed)
 
 # %% ../nbs/reference/40_metrics.ipynb #7eaa7ed2
-def bootstrap_difference(a: np.ndarray,  # (B, C, C) one map's confusion matrices
+def bootstrap_difference(a: np.ndarray,  # (B, C, C) one map's confusion matrices, or (B, T, C, C) of T trainings
                          b: np.ndarray,  # (B, C, C) the other's, the same blocks in the same order
                          score: Score | Sequence[Score] = ("aAcc", "isa_f1"),  # as in `block_bootstrap`
                          n: int = 2000,  # draws
@@ -337,7 +338,7 @@ def bootstrap_difference(a: np.ndarray,  # (B, C, C) one map's confusion matrice
                          absent: str = "undefined",  # as in `block_bootstrap`
                          ) -> pd.DataFrame:  # score, estimate (a - b), se, lo, hi, undefined, blocks
     "Intervals of the difference between two maps of one area, by drawing whole blocks."
-    return bootstrap(a, _values(score, isa, n_classes, absent), b, n, level, seed)
+    return bootstrap(a, _values(score, isa, n_classes, absent, trainings=np.ndim(a) == 4), b, n, level, seed)
 
 # %% ../nbs/reference/40_metrics.ipynb #73218d77
 def table4_row(cms: np.ndarray,  # (B, C, C) one confusion matrix per block
