@@ -213,7 +213,7 @@ def test_a_class_too_rare_for_the_cross_entropy_takes_no_support_from_a_common_o
     chips = [Chip(image, label, np.ones(label.shape, np.float32))]
     found = {limit: arms.supported(chips, weight_limit=limit)[0].confidence for limit in (float("inf"), 10.0, 1.0)}
     worst = {limit: c[label == 1].min() / c[label == 1].max() for limit, c in found.items()}
-    assert worst[float("inf")] < 0.1 < 0.7 < worst[10.0] <= worst[1.0] <= 1
+    assert worst[float("inf")] < 0.1 < 0.5 < worst[10.0] <= worst[1.0] <= 1
     for c in found.values():  # a class is neither more nor less than before
         assert np.ptp([c[label == code].mean() for code in (1, 3, 5)]) < 1e-3 and 0 < c.min() and c.max() == 1
 
