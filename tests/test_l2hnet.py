@@ -227,3 +227,26 @@ def test_support_tells_colours_apart_that_brightness_does_not():
     assert np.corrcoef(*image.reshape(2, -1))[0, 1] > 0.98
     found = arms.supported([Chip(image.astype(np.float32), label, np.ones(label.shape, np.float32))])[0].confidence
     assert found[label != truth].mean() < 0.5 < 0.9 < found[label == truth].mean()
+
+
+@pytest.mark.parametrize(("most", "support"), [(True, True), (True, False), (False, True), (False, False)])
+def test_every_arm_names_labels_that_its_experiment_has_and_one_leaves_the_weights_out(most, support):
+    every = small(most=most, support=support)
+    kinds = {a.labels for a in every.values()}
+    assert kinds <= {"agreed", "agreed, supported", *(("most", "most, supported") if most else ())}
+    assert every[arms.FULL].labels == ("most" if most else "agreed") + (", supported" if support else "")
+    assert every[arms.FULL].low_to_high["confidence"] == (most or support)
+    plain = every["L2HNet, labels not weighed" if most or support else "L2HNet, labels weighed"]
+    assert plain.low_to_high["confidence"] != every[arms.FULL].low_to_high["confidence"] and plain.labels.startswith(every[arms.FULL].labels[:4])
+    assert all(every[n].labels == "agreed" for n in ("L2HNet, cross-entropy", "U-Net", "ResNeSt + ASPP"))
+
+
+def test_classes_that_no_product_confirms_are_not_learnt_from():
+    image, label = scene()
+    loose = label.copy()
+    loose[:, :8] = 2
+    most, agreed = chips_of(image, loose), chips_of(image, label)
+    found = arms.confirmed(most, agreed)
+    assert all((a.label == b.label).all() and (a.confidence == b.confidence).all() for a, b in zip(found, agreed, strict=True))
+    assert all((a.image == b.image).all() and a.label.dtype == np.uint8 and a.confidence.dtype == np.float32 for a, b in zip(found, most, strict=True))
+    assert all((a.label == b.label).all() for a, b in zip(arms.confirmed(most, most), most, strict=True))
