@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['OTHER', 'BUILDING', 'ROAD', 'BITS', 'MOST_PRODUCTS', 'LC_RULES', 'LC_RULE_COLOURS', 'ROAD_MARKS', 'ISA_CLASSES',
            'class_table', 'said', 'class_ballots', 'Rule', 'decide', 'notices', 'compile_rule', 'intersect', 'kept',
-           'on_grid', 'with_roads', 'to_isa', 'degraded']
+           'on_grid', 'far_from', 'with_roads', 'to_isa', 'degraded']
 
 # %% ../nbs/reference/35_landcover.ipynb #e3a1047a
 from collections.abc import Iterable, Mapping
@@ -243,6 +243,18 @@ def on_grid(labels: xr.Dataset | xr.DataArray,  # of `intersect`, or any class r
     values = labels.values[np.clip(rows, 0, here.shape.y - 1)][:, np.clip(cols, 0, here.shape.x - 1)]
     values[~inside[0]], values[:, ~inside[1]] = void, void
     return raster(values, box, str(labels.name), nodata=void, **{a: v for a, v in labels.attrs.items() if a != "_FillValue"})
+
+# %% ../nbs/reference/35_landcover.ipynb #508e5ef0
+def far_from(products: Iterable[xr.DataArray],  # (y, x) codes of the eleven classes, on one grid
+             code: int = BUILDING,  # class
+             reach: float = 10.0,  # metres, from centre to centre of the products' pixels
+             ) -> xr.DataArray:  # (y, x) uint8: 1 where no product holds the class within reach, else 0
+    "Where no product holds a class within reach."
+    from scipy.ndimage import distance_transform_edt
+    products = list(products)
+    box, held = same_grid(*products) if len(products) > 1 else geobox_of(products[0]), np.logical_or.reduce([p.values == code for p in products])
+    away = distance_transform_edt(~held) * abs(box.resolution.x) > reach if held.any() else ~held
+    return raster(away.astype(np.uint8), box, "far", NODATA)
 
 # %% ../nbs/reference/35_landcover.ipynb #a6b4ae2d
 ROAD_MARKS = {"roads": "inferred: highway classes, no list is published", "widths": "inferred: usual full widths per class in metres, none is published; tunnels are left out"}
